@@ -1,0 +1,41 @@
+"""The kernels, one module a family of operations. Importing this package registers them all."""
+
+from milrun.ops import (
+    attention,
+    control,
+    conv,
+    elementwise,
+    image,
+    linear,
+    norm,
+    pool,
+    quantize,
+    random,
+    recurrent,
+    reduce,
+    scatter_gather,
+    shape,
+    slicing,
+    sorting,
+    unary,
+)
+
+__all__ = [
+    "attention",
+    "control",
+    "conv",
+    "elementwise",
+    "image",
+    "linear",
+    "norm",
+    "pool",
+    "quantize",
+    "random",
+    "recurrent",
+    "reduce",
+    "scatter_gather",
+    "shape",
+    "slicing",
+    "sorting",
+    "unary",
+]
