@@ -23,7 +23,7 @@ from pipeline.blob import Blob, Writer
 from pipeline.checkpoint import Checkpoint
 from pipeline.encodings import Encoding, arguments, make
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, staged_folder
+from pipeline.files import read_json, staged_folder, write_json
 from pipeline.params import Variant
 from pipeline.skeleton import CONSTANT, WEIGHT, ct
 
@@ -254,4 +254,7 @@ def assemble(traced: Path, checkpoint: Path, variant: Variant, out: Path, metada
                 part = Part(traced, entry, functions, record["target"])
                 (partial / name).mkdir(parents=True)
                 write_package(Plan(part, variant), checkpoint, partial / name, metadata)
+        counts = {layout: len(parts) for layout, parts in record["layouts"].items()}
+        summary = {k: record[k] for k in ("functions", "target", "dimension")} | {"layouts": counts, "metadata": metadata}
+        write_json(partial / "packages.json", summary)
 
