@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -22,6 +22,9 @@ from pipeline.errors import PipelineError, run
 from pipeline.files import staged_folder
 from pipeline.texts import parity_texts
 from pipeline.trace import describe
+
+
+disable_progress_bars()  # they are about files of a few kilobytes
 
 
 def embed(checkpoint: Path, texts: list[str], max_length: int) -> npt.NDArray[np.float32]:

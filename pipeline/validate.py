@@ -1,7 +1,7 @@
 """Stage `validate`: does a variant give the vectors that the original gives?
 
 From `packages/VARIANT/` and `reference/`, writes `reports/parity/MODEL/VARIANT.json` (the figures) and
-`reports/parity-texts/MODEL/VARIANT.jsonl` (the cosine of every text), then fails if a gate of the variant is
+`reports/evidence/MODEL/VARIANT.json` (the cosine of every text, worst first; the hash of every file judged), then fails if a gate of the variant is
 missed. The packages run in Core ML on a Mac and in milrun elsewhere; the report says which. Judged is the worst
 text over all layouts, never the mean; a cosine has no unit, 1 is equal.
 """
@@ -9,7 +9,6 @@ text over all layouts, never the mean; a cosine has no unit, 1 is equal.
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import sys
 import warnings
@@ -27,7 +26,7 @@ from corembed.tokenizer import TextTokenizer, Tokens
 from pipeline import agreement, params, places
 from pipeline.assemble import package_names
 from pipeline.errors import PipelineError, run
-from pipeline.files import inventory, read_json, staged, write_json
+from pipeline.files import inventory, read_json, write_json
 from pipeline.reference import load
 from pipeline.trace import tokenizer_of
 
@@ -161,11 +160,14 @@ def validate(where: places.Places, model: str, variant: params.Variant, report: 
         warnings.simplefilter("ignore")
         figures, rows = measure(where, variant.name, trace)
     missed = judge(figures, variant.gates)
-    inventory_of = inventory(where.packages(variant.name))
-    full = figures | {"model": model, "variant": variant.name, "passed": not missed, "missed": missed, "files": inventory_of}
-    with staged(details) as partial:
-        lines = (json.dumps(row, ensure_ascii=False) for row in sorted(rows, key=lambda r: r["cosine"]))
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    full = figures | {"model": model, "variant": variant.name, "passed": not missed}
+    evidence = {
+        "files": inventory(where.packages(variant.name)),
+        "gates": dataclasses.asdict(variant.gates),
+        "missed": missed,
+        "texts": sorted(rows, key=lambda r: r["cosine"]),
+    }
+    write_json(details, evidence)
     write_json(report, full)
     if missed:
         raise PipelineError(f"{model} {variant.name}: {'; '.join(missed)} (report: {report}; worst texts: {details})")
@@ -175,7 +177,7 @@ def validate(where: places.Places, model: str, variant: params.Variant, report: 
 def main() -> None:
     """`python -m pipeline.validate MODEL VARIANT`."""
     model, variant = places.arguments_of(sys.argv, "MODEL", "VARIANT")
-    details = places.report("parity-texts", model, variant).with_suffix(".jsonl")
+    details = places.report("evidence", model, variant)
     validate(places.of(model), model, params.variant(variant), places.report("parity", model, variant), details)
 
 
