@@ -4,7 +4,8 @@ Off a Mac those tests pass without predicting. The plugin installs the stand-in 
 imported, tells them that this is macOS, tightens the FP16 tolerance (theirs, atol 0.5, hides a
 result that is 2 % off), and records for each test how many predictions it really executed.
 
-Environment: `MILRUN_REPORT` is the JSON-lines file to append to; `MILRUN_SELECT` a file with one
+Environment: `MILRUN_REPORT` is the JSON-lines file to append to; `MILRUN_LIST` a
+file that gets the ids of all collected tests; `MILRUN_SELECT` a file with one
 test id a line (`path::name`, relative to the coremltools folder) to keep; `MILRUN_SABOTAGE` one of
 `zeros`, `2%`, `softmax`, which falsifies results: the suite must then fail.
 """
@@ -98,6 +99,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     torch_utils = sys.modules.get("coremltools.converters.mil.frontend.torch.test.testing_utils")
     if torch_utils is not None:
         torch_utils.max = _Tight()  # type: ignore[attr-defined]
+    listing = os.environ.get("MILRUN_LIST")
+    if listing:
+        Path(listing).write_text("\n".join(test_id(i) for i in items), "utf-8")
     selection = os.environ.get("MILRUN_SELECT")
     if selection:
         wanted = set(Path(selection).read_text("utf-8").splitlines())
