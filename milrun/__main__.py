@@ -1,0 +1,7 @@
+"""`python -m milrun`."""
+
+import sys
+
+from milrun.cli import main
+
+sys.exit(main())

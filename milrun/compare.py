@@ -1,0 +1,89 @@
+"""Runs two packages, or one in two precisions, side by side: where do they drift apart, where overflow?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milrun.model import Model, Pipeline, load
+from milrun.tracing import trace
+
+FP16_MAX = 65504.0
+FP16_TINY = 2.0**-14  # smallest normal
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value of both runs. Errors are of `a` against `b`; shares are of elements, 0 to 1.
+
+    `relative` is the largest error over `b`'s largest magnitude; `range_used` is `peak` over the
+    largest FP16 number, so above 1 the value can't be held; `zero_rows` are rows (last axis) all
+    zero in `a` and not in `b`; `subnormal` counts elements of `a` below the smallest normal FP16.
+    """
+
+    name: str
+    operation: str
+    type: str
+    max_error: float
+    relative: float
+    cosine: float
+    peak: float
+    range_used: float
+    zero_rows: int
+    subnormal: float
+    nonfinite: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def compare(
+    a: str | Path,
+    b: str | Path | None,
+    inputs: dict[str, Any],
+    function: str | None = None,
+    **options: Any,
+) -> list[Difference]:
+    """Compare all floating values that both programs name alike, in the order of `a`'s program.
+
+    `b` None means `a` once more with everything in FP32: where does FP16 hurt? Values of different
+    shapes are left out.
+    """
+    first = load(a, **options)
+    second = load(a, precision="fp32") if b is None else load(b, **options)
+    left, right = trace(first, inputs, function=function), trace(second, inputs, function=function)
+    operations = _operations(first, function)
+    return [
+        _difference(name, operations.get(name, ""), left[name], right[name])
+        for name in left
+        if name in right and left[name].shape == right[name].shape and left[name].dtype.kind == "f" and left[name].size
+    ]
+
+
+def _operations(model: Model | Pipeline, function: str | None) -> dict[str, str]:
+    if isinstance(model, Pipeline):
+        return {k: v for part in model.models for k, v in _operations(part, None).items()}
+    plan = model.function(function)
+    return {plan.slot_names[slot]: step.kind for step in plan.steps() for slot in step.outputs}
+
+
+def _difference(name: str, operation: str, left: np.ndarray, right: np.ndarray) -> Difference:
+    x, y = left.astype(np.float64), right.astype(np.float64)
+    finite = np.isfinite(x) & np.isfinite(y)
+    error = float(np.abs(x - y)[finite].max(initial=0.0))
+    scale = float(np.abs(y[finite]).max(initial=0.0))
+    norm = math.sqrt(float((x[finite] ** 2).sum()) * float((y[finite] ** 2).sum()))
+    cosine = float((x[finite] * y[finite]).sum()) / norm if norm else 1.0
+    rows_x, rows_y = x.reshape(-1, x.shape[-1] if x.ndim else 1), y.reshape(-1, y.shape[-1] if y.ndim else 1)
+    magnitude = np.abs(x)
+    peak = max(scale, float(magnitude[finite].max(initial=0.0)))
+    return Difference(
+        name, operation, f"{left.dtype}{list(left.shape)}", error, error / scale if scale else error, cosine, peak,
+        peak / FP16_MAX, int((~rows_x.any(1) & rows_y.any(1)).sum()),
+        float(((magnitude > 0) & (magnitude < FP16_TINY)).mean()), int((~np.isfinite(x)).sum()),
+    )  # fmt: skip

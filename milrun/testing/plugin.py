@@ -1,0 +1,156 @@
+"""A pytest plugin (`-p milrun.testing.plugin`) that has coremltools' own tests predict here.
+
+Off a Mac those tests pass without predicting. The plugin installs the stand-in before they are
+imported, tells them that this is macOS, tightens the FP16 tolerance (theirs, atol 0.5, hides a
+result that is 2 % off), and records for each test how many predictions it really executed.
+
+Environment: `MILRUN_REPORT` is the JSON-lines file to append to; `MILRUN_LIST` a
+file that gets the ids of all collected tests; `MILRUN_SELECT` a file with one
+test id a line (`path::name`, relative to the coremltools folder) to keep; `MILRUN_SABOTAGE` one of
+`zeros`, `2%`, `softmax`, which falsifies results: the suite must then fail.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FP16_TOLERANCE = 1e-2
+_executed = 0
+
+
+def _settings() -> None:
+    os.environ.setdefault("PYMIL_TEST_TARGETS", "mlprogram")
+    os.environ.setdefault("INCLUDE_MIL_FP32_UNIT_TESTS", "1")
+
+
+def _count_predictions(proxy: Any) -> None:
+    original = proxy.predict
+    sabotage = os.environ.get("MILRUN_SABOTAGE", "")
+
+    def predict(self: Any, data: Any, state: Any = None) -> Any:
+        global _executed  # noqa: PLW0603 - the one counter of this process
+        result = original(self, data, state)
+        _executed += 1
+        if sabotage in ("zeros", "2%"):
+            factor = 0.0 if sabotage == "zeros" else 1.02
+            result = {
+                k: (v * factor).astype(v.dtype) if isinstance(v, np.ndarray) and v.dtype.kind in "fi" else v
+                for k, v in result.items()
+            }
+        return result
+
+    proxy.predict = predict
+
+
+def _break_one_operation() -> None:
+    if os.environ.get("MILRUN_SABOTAGE") != "softmax":
+        return
+    import dataclasses  # noqa: PLC0415
+
+    import milrun.ops  # noqa: F401, PLC0415
+    from milrun.ops.registry import KERNELS  # noqa: PLC0415
+
+    KERNELS["softmax"] = [
+        dataclasses.replace(k, function=lambda *a, _f=k.function: _f(*a).roll(1, -1)) for k in KERNELS["softmax"]
+    ]
+
+
+class _Tight:
+    """`max` for coremltools' comparison code, where it widens FP16 tolerances to 0.5 and 0.05."""
+
+    def __call__(self, *values: Any) -> Any:
+        if len(values) == 2 and values[1] in (5e-1, 5e-2):
+            return FP16_TOLERANCE
+        return max(*values)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the stand-in before any test module is imported."""
+    _settings()
+    import milrun  # noqa: PLC0415
+
+    milrun.install()
+    import coremltools._deps as deps  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    deps._IS_MACOS = True
+    torch.set_num_threads(1)
+    from milrun.standin import ModelProxy  # noqa: PLC0415
+
+    _count_predictions(ModelProxy)
+    _break_one_operation()
+    import coremltools.converters.mil.testing_utils as common  # noqa: PLC0415
+
+    common.max = _Tight()
+    config.addinivalue_line("markers", "milrun: executed through milrun")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep only the selected tests; tighten the torch suite's comparison too."""
+    import sys  # noqa: PLC0415
+
+    torch_utils = sys.modules.get("coremltools.converters.mil.frontend.torch.test.testing_utils")
+    if torch_utils is not None:
+        torch_utils.max = _Tight()  # type: ignore[attr-defined]
+    listing = os.environ.get("MILRUN_LIST")
+    if listing:
+        Path(listing).write_text("\n".join(test_id(i) for i in items), "utf-8")
+    selection = os.environ.get("MILRUN_SELECT")
+    if selection:
+        wanted = set(Path(selection).read_text("utf-8").splitlines())
+        kept = [i for i in items if test_id(i) in wanted]
+        config.hook.pytest_deselected(items=[i for i in items if test_id(i) not in wanted])
+        items[:] = kept
+
+
+def test_id(item: Any) -> str:
+    """The id of a test relative to the coremltools folder."""
+    import coremltools  # noqa: PLC0415
+
+    root = Path(inspect.getfile(coremltools)).parent
+    return f"{Path(item.path).relative_to(root).as_posix()}::{item.nodeid.split('::', 1)[1]}"
+
+
+test_id.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Any:  # noqa: ARG001
+    """Seed each test the same way and count its predictions."""
+    np.random.seed(0)  # noqa: NPY002 - the suite draws from numpy's global generator
+    import torch  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    item.stash[_before] = _executed
+    yield
+
+
+_before = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
+    """Append the outcome of each test to the report."""
+    outcome = yield
+    report = outcome.get_result()
+    path = os.environ.get("MILRUN_REPORT")
+    final = report.when == "call" or (report.when == "setup" and report.outcome != "passed")
+    if not path or not final:
+        return
+    message = "" if call.excinfo is None else f"{call.excinfo.typename}: {call.excinfo.value}"
+    record = {
+        "id": test_id(item),
+        "outcome": report.outcome,
+        "predictions": _executed - item.stash[_before],
+        "seconds": round(report.duration, 3),
+        "message": message[:400] if report.outcome != "passed" else "",
+    }
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

@@ -1,0 +1,57 @@
+"""Captures intermediate values of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from milrun.errors import InputError
+from milrun.inspection import flatten
+from milrun.model import Model, Pipeline, load, to_numpy
+from milrun.program import Step
+
+
+def trace(
+    model: str | Path | Model | Pipeline,
+    inputs: dict[str, Any],
+    outputs: Iterable[str] | None = None,
+    function: str | None = None,
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    """Values of a program by name, as they were stored; in a loop the last ones.
+
+    Parameters
+    ----------
+    model
+        A package's path or a loaded model.
+    outputs
+        Names of the values to capture (of any operation's results); None captures all of them,
+        which holds every intermediate in memory.
+    options
+        Of `milrun.load`, where `model` is a path.
+
+    Raises
+    ------
+    InputError
+        If no operation gives a value of a name asked for.
+    """
+    loaded = load(model, **options) if isinstance(model, str | Path) else model
+    plans = [part.function(function) for part in flatten([loaded])]
+    known = {plan.slot_names[slot] for plan in plans for step in plan.steps() for slot in step.outputs}
+    wanted = None if outputs is None else set(outputs)
+    if wanted is not None and wanted - known:
+        raise InputError(f"No operation gives {sorted(wanted - known)}; the program has {len(known)} values.")
+    captured: dict[str, np.ndarray] = {}
+    names = {id(step): [plan.slot_names[s] for s in step.outputs] for plan in plans for step in plan.steps()}
+
+    def observe(step: Step, results: list[Any]) -> None:
+        for name, value, kind in zip(names[id(step)], results, step.types, strict=True):
+            if isinstance(value, Tensor) and (wanted is None or name in wanted):
+                captured[name] = to_numpy(value, kind)
+
+    loaded.predict(inputs, function, observer=observe)
+    return captured
