@@ -16,6 +16,9 @@ MASKED = -1e4
 """Added to the scores of masked positions: exact in FP16, where float32's minimum would become -inf and a fully
 masked row NaN."""
 
+LARGEST = 65504.0
+"""FP16's largest number: the upper bound of a clamp, which would otherwise become an infinite constant."""
+
 _ACTIVATIONS = {
     "identity": lambda x: x,
     "tanh": torch.tanh,
@@ -62,7 +65,7 @@ class Part(nn.Module):
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """See the class."""
-        hidden = self.embeddings(x) if self.span.first else x
+        hidden = self.embeddings(x) if self.span.first else x.to(self.positions.dtype)
         real = attention_mask.to(hidden.dtype)
         additive = ((1.0 - real) * MASKED)[:, None, None, :]
         for layer in self.layers.values():
@@ -81,7 +84,7 @@ class Part(nn.Module):
         exactly in FP16 up to 2,048.
         """
         if self.recipe.pooling == "mean":
-            weights = real / real.sum(1, keepdim=True).clamp(min=1.0)
+            weights = real / real.sum(1, keepdim=True).clamp(1.0, LARGEST)
         else:
             count = self.positions if self.recipe.pooling == "lasttoken" else self.positions.shape[1] - self.positions
             chosen = (real * count).amax(1, keepdim=True)  # the last real position; counted backwards: the first
@@ -91,5 +94,5 @@ class Part(nn.Module):
 
 def normalize(x: Tensor) -> Tensor:
     """L2-normalise rows; dividing by the largest entry first keeps FP16's squares from overflowing."""
-    scaled = x / x.abs().amax(-1, keepdim=True).clamp(min=2.0**-14)
-    return scaled * torch.rsqrt((scaled * scaled).sum(-1, keepdim=True).clamp(min=2.0**-14))
+    scaled = x / x.abs().amax(-1, keepdim=True).clamp(2.0**-14, LARGEST)
+    return scaled * torch.rsqrt((scaled * scaled).sum(-1, keepdim=True).clamp(2.0**-14, LARGEST))

