@@ -13,7 +13,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; exit code 0 only if all is well."""
     parser = argparse.ArgumentParser(prog="corembed", description="Text-embedding models on Apple silicon.")
     commands = parser.add_subparsers(dest="command", required=True)
-    verify = commands.add_parser("verify", help="check every byte of a release folder against its release.json")
+    verify = commands.add_parser(
+        "verify", help="check every byte of a release folder against its release.json"
+    )
     verify.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     try:

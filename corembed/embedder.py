@@ -61,10 +61,17 @@ class Embedder:
 
     def function(self, tokens: int) -> Function:
         """The smallest bucket that holds this many tokens."""
-        return min((f for f in self.release.functions if f.length >= tokens), key=lambda f: (f.length, f.batch))
+        return min(
+            (f for f in self.release.functions if f.length >= tokens), key=lambda f: (f.length, f.batch)
+        )
 
     def encode(
-        self, texts: Sequence[str] | str, prompt_name: str | None = None, dimensions: int | None = None, *, normalize: bool = True
+        self,
+        texts: Sequence[str] | str,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        *,
+        normalize: bool = True,
     ) -> Vectors:
         """Embed texts: float32 (n, D), unit rows; a single string gives (D,).
 
@@ -82,7 +89,10 @@ class Embedder:
         prompt = self._prompt(prompt_name)
         tokens = self.tokenizer.encode([prompt + text for text in texts])
         if cut := sum(t.cut > 0 for t in tokens):
-            warnings.warn(f"{cut} of {len(tokens)} texts were cut to {self.release.tokenizer.max_length} tokens", stacklevel=2)
+            warnings.warn(
+                f"{cut} of {len(tokens)} texts were cut to {self.release.tokenizer.max_length} tokens",
+                stacklevel=2,
+            )
         vectors = np.empty((len(tokens), width), np.float32)
         for index, item in enumerate(tokens):
             function = self.function(len(item.ids))
@@ -95,7 +105,9 @@ class Embedder:
     def _width(self, dimensions: int | None) -> int:
         allowed = (self.dimension, *self.release.matryoshka_dimensions)
         if dimensions is not None and dimensions not in allowed:
-            raise ValueError(f"dimensions={dimensions}: {self.release.model} declares {', '.join(map(str, allowed))}")
+            raise ValueError(
+                f"dimensions={dimensions}: {self.release.model} declares {', '.join(map(str, allowed))}"
+            )
         return dimensions or self.dimension
 
     def _prompt(self, name: str | None) -> str:
@@ -103,21 +115,27 @@ class Embedder:
         if name is None:
             return ""
         if name not in self.release.prompts:
-            raise ValueError(f"no prompt {name!r}; {self.release.model} has {', '.join(self.release.prompts) or 'none'}")
+            raise ValueError(
+                f"no prompt {name!r}; {self.release.model} has {', '.join(self.release.prompts) or 'none'}"
+            )
         return self.release.prompts[name]
 
 
 def _checked(vector: Vectors, index: int) -> Vectors:
     norm = float(np.linalg.norm(vector))
     if not np.isfinite(norm) or norm == 0:
-        raise ArithmeticError(f"text {index}: the model gave a vector of norm {norm}; it is not an embedding and was not returned")
+        raise ArithmeticError(
+            f"text {index}: the model gave a vector of norm {norm}; it is not an embedding and was not returned"
+        )
     return vector
 
 
 def _fetch(repo: str, revision: str | None, variant: str | None, layout: str | None) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download  # noqa: PLC0415
 
-    record = release.parse(Path(hf_hub_download(repo, release.FILE, revision=revision)).read_text(encoding="utf-8"))
+    record = release.parse(
+        Path(hf_hub_download(repo, release.FILE, revision=revision)).read_text(encoding="utf-8")
+    )
     package = record.package(variant, layout)
     wanted = [f for f in record.files if any(f.startswith(p + "/") for p in package.paths) or "/" not in f]
     return Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, release.FILE]))

@@ -25,7 +25,9 @@ class Engine(Protocol):
 
     name: str
 
-    def run(self, function: Function, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    def run(
+        self, function: Function, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float32]:
         """(batch, length) int32 ids and mask to (batch, dimension) float32."""
         ...
 
@@ -33,11 +35,15 @@ class Engine(Protocol):
 class PackageEngine:
     """Runs packages one after another: `hidden` of one is the input of the next, the mask goes to all."""
 
-    def __init__(self, name: str, packages: Sequence[Path], load: Callable[[Path, Function], Predict]) -> None:
+    def __init__(
+        self, name: str, packages: Sequence[Path], load: Callable[[Path, Function], Predict]
+    ) -> None:
         self.name, self._packages, self._load = name, packages, load
         self._loaded: dict[tuple[Path, str], Predict] = {}
 
-    def run(self, function: Function, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    def run(
+        self, function: Function, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float32]:
         """See `Engine`."""
         state: dict[str, Array] = {"input_ids": ids}
         for package in self._packages:
@@ -83,12 +89,16 @@ def _milrun() -> Callable[[Path, Function], Predict]:
 def make(name: str | None, packages: Sequence[Path], compute_units: str = "CPU_AND_NE") -> Engine:
     """The engine of this name; by default Core ML on a Mac, and nowhere else anything without being asked."""
     if name is None and platform.system() != "Darwin":
-        raise EngineError('Core ML runs on a Mac only; pass engine="milrun" to run the packages here (needs corembed[emulator])')
+        raise EngineError(
+            'Core ML runs on a Mac only; pass engine="milrun" to run the packages here (needs corembed[emulator])'
+        )
     if name in {None, "coreml"}:
         return PackageEngine("coreml", packages, _coreml(compute_units))
     if name == "milrun":
         try:
             return PackageEngine("milrun", packages, _milrun())
         except ModuleNotFoundError as error:
-            raise EngineError(f"engine milrun needs {error.name}: pip install 'corembed[emulator]'") from error
+            raise EngineError(
+                f"engine milrun needs {error.name}: pip install 'corembed[emulator]'"
+            ) from error
     raise EngineError(f"no engine {name!r}; there is coreml and milrun")

@@ -121,7 +121,9 @@ class Release:
             if variant in {None, package.variant} and layout in {None, package.layout}:
                 return package
         there = ", ".join(f"{p.variant} ({p.layout})" for p in self.packages)
-        raise ReleaseError(f"{self.model} has no variant {variant!r} in layout {layout or 'any'!r}; it has {there}")
+        raise ReleaseError(
+            f"{self.model} has no variant {variant!r} in layout {layout or 'any'!r}; it has {there}"
+        )
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two spaces, a final newline."""
@@ -176,7 +178,9 @@ def parse(text: str) -> Release:
     if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
         raise ReleaseError(f"{FILE} has no schema version: this is not a corembed release")
     if raw["schema"] > SCHEMA:
-        raise ReleaseError(f"{FILE} has schema {raw['schema']}, this corembed reads up to {SCHEMA}: upgrade corembed")
+        raise ReleaseError(
+            f"{FILE} has schema {raw['schema']}, this corembed reads up to {SCHEMA}: upgrade corembed"
+        )
     release: Release = _decode(Release, raw, "release")
     for path in [*release.files, *(p for package in release.packages for p in package.paths)]:
         confined(path)

@@ -41,13 +41,42 @@ def size(text: str) -> int:
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help="path:FOLDER, package:DISTRIBUTION or hub:OWNER/REPO@COMMIT")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the release folder to write")
-    parser.add_argument("--max-length", type=int, nargs="+", metavar="N", help="tokens, one function each (default: 32 128 512, as far as the model goes)")
-    parser.add_argument("--variant", nargs="+", default=["fp16"], metavar="NAME", help="variants of params.yaml (default: fp16)")
-    parser.add_argument("--layout", choices=("single", "parts"), default="single", help="one package, or several below --size-limit")
-    parser.add_argument("--size-limit", type=size, default=size("1GiB"), metavar="SIZE", help="largest package of the parts layout (default: 1GiB)")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="path:FOLDER, package:DISTRIBUTION or hub:OWNER/REPO@COMMIT"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FOLDER", help="the release folder to write"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="tokens, one function each (default: 32 128 512, as far as the model goes)",
+    )
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        default=["fp16"],
+        metavar="NAME",
+        help="variants of params.yaml (default: fp16)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("single", "parts"),
+        default="single",
+        help="one package, or several below --size-limit",
+    )
+    parser.add_argument(
+        "--size-limit",
+        type=size,
+        default=size("1GiB"),
+        metavar="SIZE",
+        help="largest package of the parts layout (default: 1GiB)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -55,7 +84,9 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
     """All stages up to validate; gives the figures of the last line."""
     started = time.monotonic()
     variants = [params.variant(name, params.load(_PARAMS)) for name in dict.fromkeys(chosen.variant)]
-    source, _, revision = chosen.source.partition("@") if chosen.source.startswith("hub:") else (chosen.source, "", "")
+    source, _, revision = (
+        chosen.source.partition("@") if chosen.source.startswith("hub:") else (chosen.source, "", "")
+    )
     out = chosen.out.resolve()
     where = places.Places(out.parent / f".build-{out.name}")
     wanted = {
@@ -73,7 +104,9 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
     positions = open_source(where.checkpoint).config.positions
     lengths = tuple(chosen.max_length or [n for n in _BUCKETS if n <= positions] or [positions])
     params.check_lengths(lengths, "--max-length")
-    entry = params.Model(out.name, source, revision or None, None, lengths, (chosen.layout,), chosen.size_limit)
+    entry = params.Model(
+        out.name, source, revision or None, None, lengths, (chosen.layout,), chosen.size_limit
+    )
     if not where.traced.exists():
         trace(entry, where.checkpoint, where.traced)
     if not where.reference.exists():
@@ -82,7 +115,9 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
     for variant in variants:
         if not where.packages(variant.name).exists():
             convert.build(entry, variant, where)
-        parity, details = (where.root / "reports" / kind / f"{variant.name}.json" for kind in ("parity", "evidence"))
+        parity, details = (
+            where.root / "reports" / kind / f"{variant.name}.json" for kind in ("parity", "evidence")
+        )
         try:
             validate(where, entry.name, variant, parity, details)
         except PipelineError as error:

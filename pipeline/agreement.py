@@ -12,7 +12,9 @@ Vectors = npt.NDArray[np.float32]
 def cosines(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
     """Cosine of each row of `a` with the same row of `b`: float64 (n,)."""
     x, y = a.astype(np.float64), b.astype(np.float64)
-    product: npt.NDArray[np.float64] = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    product: npt.NDArray[np.float64] = (x * y).sum(1) / (
+        np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    )
     return product
 
 

@@ -34,7 +34,9 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/corembed/corembe
 class Part:
     """The traced programs of one part of a model, and where its weights come from."""
 
-    def __init__(self, traced: Path, record: Mapping[str, Any], functions: list[Function], target: str) -> None:
+    def __init__(
+        self, traced: Path, record: Mapping[str, Any], functions: list[Function], target: str
+    ) -> None:
         """Read the programs; `record` is the part's entry in `trace.json`."""
         self.weights: Mapping[str, Any] = record["weights"]
         self.record, self.functions, self.target = record, functions, target
@@ -94,7 +96,9 @@ def slot(function: str, reference: str) -> str:
 def write_weights(plan: Plan, checkpoint: Path, path: Path, label: str) -> list[int]:
     """Stream all arrays of a plan into `weight.bin`; gives the offset of each."""
     opened: dict[str, Checkpoint] = {}
-    progress = tqdm(total=sum(b.bytes for b in plan.blobs), desc=label, unit="B", unit_scale=True, disable=None)
+    progress = tqdm(
+        total=sum(b.bytes for b in plan.blobs), desc=label, unit="B", unit_scale=True, disable=None
+    )
     with Writer(path, plan.blobs) as writer:
         for key, places in plan.slots.items():
             for argument, data in _stream(plan, key, checkpoint, opened):
@@ -104,7 +108,9 @@ def write_weights(plan: Plan, checkpoint: Path, path: Path, label: str) -> list[
     return writer.offsets
 
 
-def _stream(plan: Plan, key: str, checkpoint: Path, opened: dict[str, Checkpoint]) -> Iterator[tuple[str, bytes]]:
+def _stream(
+    plan: Plan, key: str, checkpoint: Path, opened: dict[str, Checkpoint]
+) -> Iterator[tuple[str, bytes]]:
     if key.startswith(CONSTANT):
         yield "val", np.ascontiguousarray(plan.part.constants[key.removeprefix(CONSTANT)]).tobytes()
         return
@@ -121,7 +127,20 @@ def _stream(plan: Plan, key: str, checkpoint: Path, opened: dict[str, Checkpoint
 
 _DTYPES = {
     name: getattr(MIL_pb2, name.upper())
-    for name in ("float16", "float32", "int8", "uint8", "int16", "uint16", "int32", "int4", "uint1", "uint2", "uint4", "uint6")
+    for name in (
+        "float16",
+        "float32",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "int4",
+        "uint1",
+        "uint2",
+        "uint4",
+        "uint6",
+    )
 }
 
 
@@ -171,7 +190,9 @@ def model(plan: Plan, offsets: list[int], metadata: Mapping[str, str]) -> Model_
     made.mlProgram.version = 1
     several = len(part.functions) > 1
     if several and part.target != "iOS18":
-        raise PipelineError(f"several buckets in one package need target iOS18, the model's is {part.target}; give one max_length")
+        raise PipelineError(
+            f"several buckets in one package need target iOS18, the model's is {part.target}; give one max_length"
+        )
     if several:
         description.defaultFunctionName = part.functions[0].name
     for function in part.functions:
@@ -244,7 +265,9 @@ def package_names(variant: str, layout: str, count: int) -> list[str]:
     return [f"{variant}-parts/part{number:02d}.mlpackage" for number in range(1, count + 1)]
 
 
-def assemble(traced: Path, checkpoint: Path, variant: Variant, out: Path, metadata: Mapping[str, str]) -> None:
+def assemble(
+    traced: Path, checkpoint: Path, variant: Variant, out: Path, metadata: Mapping[str, str]
+) -> None:
     """Write all layouts of one variant into the folder `out`, which appears only when all are complete."""
     record = read_json(traced / "trace.json")
     functions = [Function(**f) for f in record["functions"]]
@@ -255,6 +278,8 @@ def assemble(traced: Path, checkpoint: Path, variant: Variant, out: Path, metada
                 (partial / name).mkdir(parents=True)
                 write_package(Plan(part, variant), checkpoint, partial / name, metadata)
         counts = {layout: len(parts) for layout, parts in record["layouts"].items()}
-        summary = {k: record[k] for k in ("functions", "target", "dimension")} | {"layouts": counts, "metadata": metadata}
+        summary = {k: record[k] for k in ("functions", "target", "dimension")} | {
+            "layouts": counts,
+            "metadata": metadata,
+        }
         write_json(partial / "packages.json", summary)
-

@@ -72,7 +72,10 @@ def benchmark(where: places.Places, model: str, variant: str, report: Path) -> d
     }
     findings = [f for paths in layouts.values() for path in paths for f in milrun.lint(path)]
     first = next(iter(layouts.values()))
-    sizes = {layout: sum(f.stat().st_size for p in paths for f in p.rglob("*") if f.is_file()) for layout, paths in layouts.items()}
+    sizes = {
+        layout: sum(f.stat().st_size for p in paths for f in p.rglob("*") if f.is_file())
+        for layout, paths in layouts.items()
+    }
     figures: dict[str, Any] = dict.fromkeys(NOT_MEASURED)
     figures |= {
         "model": model,
@@ -85,7 +88,11 @@ def benchmark(where: places.Places, model: str, variant: str, report: Path) -> d
         "lint_warnings": sum(f.severity == "warning" for f in findings),
         "lint": sorted({f"{f.severity}: {f.rule}: {f.message}" for f in findings}),
         "emulator_ms": emulator_ms(first, functions),
-        "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+        },
     }
     write_json(report, figures)
     return figures

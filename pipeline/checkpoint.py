@@ -45,7 +45,9 @@ class Checkpoint:
     def find(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor of this name, whose shape and type must be the expected ones."""
         if name not in self.tensors:
-            raise PipelineError(f"{self.folder}: no tensor {name!r} in the checkpoint; its files do not fit its config.json")
+            raise PipelineError(
+                f"{self.folder}: no tensor {name!r} in the checkpoint; its files do not fit its config.json"
+            )
         tensor = self.tensors[name]
         if tensor.shape != shape:
             raise PipelineError(
@@ -68,7 +70,9 @@ class Checkpoint:
                 raw = file.read(size * row * _WIDTH[tensor.dtype])
                 values = _float32(raw, tensor.dtype)
                 if not np.isfinite(values).all():
-                    raise PipelineError(f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values; the checkpoint is damaged")
+                    raise PipelineError(
+                        f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values; the checkpoint is damaged"
+                    )
                 yield values.reshape(size, *tensor.shape[1:])
 
 
@@ -85,15 +89,21 @@ def shards(folder: Path) -> list[Path]:
         names = sorted(set(read_json(index)["weight_map"].values()))
         for name in names:
             if Path(name).name != name:
-                raise PipelineError(f"{index}: shard {name!r} is not a plain file name; the index is not to be trusted")
+                raise PipelineError(
+                    f"{index}: shard {name!r} is not a plain file name; the index is not to be trusted"
+                )
             if not (folder / name).exists():
-                raise PipelineError(f"{folder / name}: this shard, which {index.name} names, is missing; download the checkpoint again")
+                raise PipelineError(
+                    f"{folder / name}: this shard, which {index.name} names, is missing; download the checkpoint again"
+                )
         return [folder / name for name in names]
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
     pickles = [p.name for p in sorted(folder.glob("*.bin"))]
     found = f" It holds {pickles[0]}, a pickle, which can run code when it is loaded." if pickles else ""
-    raise PipelineError(f"{folder}: no model.safetensors.{found} Only safetensors checkpoints are read; convert it first")
+    raise PipelineError(
+        f"{folder}: no model.safetensors.{found} Only safetensors checkpoints are read; convert it first"
+    )
 
 
 def _header(path: Path) -> list[Tensor]:
@@ -101,11 +111,15 @@ def _header(path: Path) -> list[Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise PipelineError(f"{path}: not a safetensors file, or cut short ({size} bytes); download it again")
+            raise PipelineError(
+                f"{path}: not a safetensors file, or cut short ({size} bytes); download it again"
+            )
         try:
             header = json.loads(file.read(length))
         except ValueError as error:
-            raise PipelineError(f"{path}: its header is not JSON; the file is damaged, download it again") from error
+            raise PipelineError(
+                f"{path}: its header is not JSON; the file is damaged, download it again"
+            ) from error
     header.pop("__metadata__", None)
     tensors = []
     for name, entry in header.items():
@@ -116,6 +130,8 @@ def _header(path: Path) -> list[Tensor]:
                 f"{path}: cut short: tensor {name!r} ends at byte {8 + length + end} of a file of {size}; download it again"
             )
         if entry["dtype"] in _WIDTH and end - begin != math.prod(shape) * _WIDTH[entry["dtype"]]:
-            raise PipelineError(f"{path}: tensor {name!r} has {end - begin} bytes, its shape {list(shape)} needs another number")
+            raise PipelineError(
+                f"{path}: tensor {name!r} has {end - begin} bytes, its shape {list(shape)} needs another number"
+            )
         tensors.append(Tensor(name, entry["dtype"], shape, path, 8 + length + begin))
     return tensors

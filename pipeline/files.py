@@ -51,7 +51,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON: sorted keys, two spaces, a final newline; the same value gives the same bytes."""
     with staged(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -68,9 +70,7 @@ def sha256(path: Path) -> str:
 def inventory(folder: Path) -> dict[str, dict[str, int | str]]:
     """Size in bytes and SHA-256 of each file below `folder`, by its POSIX path in it, sorted."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
-    }
+    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
 
 
 def link(source: Path, target: Path) -> None:

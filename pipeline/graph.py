@@ -46,12 +46,16 @@ class Part(nn.Module):
     for others.
     """
 
-    def __init__(self, architecture: ModuleType, config: Any, recipe: Recipe, span: Span, length: int) -> None:
+    def __init__(
+        self, architecture: ModuleType, config: Any, recipe: Recipe, span: Span, length: int
+    ) -> None:
         super().__init__()
         self.span, self.recipe, self.masking = span, recipe, architecture.MASKING
         if span.first:
             self.embeddings = architecture.Embeddings(config)
-        self.layers = nn.ModuleDict({str(i): architecture.Layer(config, i) for i in range(span.start, span.stop)})
+        self.layers = nn.ModuleDict(
+            {str(i): architecture.Layer(config, i) for i in range(span.start, span.stop)}
+        )
         if span.last:
             self.final = architecture.Final(config)
             self.dense = nn.ModuleDict(
@@ -86,8 +90,14 @@ class Part(nn.Module):
         if self.recipe.pooling == "mean":
             weights = real / real.sum(1, keepdim=True).clamp(1.0, LARGEST)
         else:
-            count = self.positions if self.recipe.pooling == "lasttoken" else self.positions.shape[1] - self.positions
-            chosen = (real * count).amax(1, keepdim=True)  # the last real position; counted backwards: the first
+            count = (
+                self.positions
+                if self.recipe.pooling == "lasttoken"
+                else self.positions.shape[1] - self.positions
+            )
+            chosen = (real * count).amax(
+                1, keepdim=True
+            )  # the last real position; counted backwards: the first
             weights = (count == chosen).to(hidden.dtype)
         return torch.matmul(weights[:, None, :], hidden)[:, 0]
 

@@ -15,7 +15,9 @@ _STARTS = (0.5, 1.0, 1.5)
 too few; the best of these starts is kept for each group."""
 
 
-def cluster(groups: npt.NDArray[np.float16], entries: int) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+def cluster(
+    groups: npt.NDArray[np.float16], entries: int
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
     """The tables (groups, entries) as FP16, ascending, and the index of each value, shape of `groups`."""
     tables = np.empty((len(groups), entries), np.float16)
     indices = np.empty(groups.shape, np.uint8)
@@ -46,7 +48,9 @@ def _table(ordered: npt.NDArray[np.float64], entries: int) -> npt.NDArray[np.flo
             if np.array_equal(means, centres):
                 break
             centres = means
-        error = float(np.sum(np.diff(squares[edges]) - 2 * centres * np.diff(sums[edges]) + counts * centres**2))
+        error = float(
+            np.sum(np.diff(squares[edges]) - 2 * centres * np.diff(sums[edges]) + counts * centres**2)
+        )
         if error < least:
             best, least = centres, error
     return np.sort(best).astype(np.float16)

@@ -78,7 +78,9 @@ def load(path: Path = PARAMS) -> dict[str, Any]:
 def _entry(section: str, name: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
     if name not in params[section]:
         known = ", ".join(params[section])
-        raise PipelineError(f"no entry {name!r} under `{section}:` in {PARAMS} (there is: {known}); add one or correct the name")
+        raise PipelineError(
+            f"no entry {name!r} under `{section}:` in {PARAMS} (there is: {known}); add one or correct the name"
+        )
     entry: Mapping[str, Any] = params[section][name]
     return entry
 
@@ -110,8 +112,14 @@ def model(name: str, params: Mapping[str, Any] | None = None) -> Model:
 
 def check_lengths(lengths: tuple[int, ...], where: str) -> None:
     """Refuse buckets that are not positive, distinct integers in rising order."""
-    if not lengths or any(not isinstance(n, int) or n < 1 for n in lengths) or sorted(set(lengths)) != list(lengths):
-        raise PipelineError(f"{where}: max_lengths {list(lengths)} must be distinct positive integers in rising order")
+    if (
+        not lengths
+        or any(not isinstance(n, int) or n < 1 for n in lengths)
+        or sorted(set(lengths)) != list(lengths)
+    ):
+        raise PipelineError(
+            f"{where}: max_lengths {list(lengths)} must be distinct positive integers in rising order"
+        )
 
 
 def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:
@@ -119,7 +127,10 @@ def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:
     where = f"variants.{name}"
     entry = _entry("variants", name, params or load())
     weights = entry.get("weights", {})
-    schemes = {kind: _record(Scheme, f"{where}.weights.{kind}", weights.get(kind, {})) for kind in ("linear", "embedding")}
+    schemes = {
+        kind: _record(Scheme, f"{where}.weights.{kind}", weights.get(kind, {}))
+        for kind in ("linear", "embedding")
+    }
     for kind, scheme in schemes.items():
         _check_scheme(scheme, f"{where}.weights.{kind}")
     gates = _record(Gates, f"{where}.gates", entry.get("gates", {}))
@@ -131,4 +142,6 @@ def _check_scheme(scheme: Scheme, where: str) -> None:
     if scheme.scheme not in allowed:
         raise PipelineError(f"{where}: scheme {scheme.scheme!r} is not one of {', '.join(allowed)}")
     if scheme.bits not in allowed[scheme.scheme]:
-        raise PipelineError(f"{where}: {scheme.scheme} with {scheme.bits} bits; allowed: {sorted(allowed[scheme.scheme])}")
+        raise PipelineError(
+            f"{where}: {scheme.scheme} with {scheme.bits} bits; allowed: {sorted(allowed[scheme.scheme])}"
+        )

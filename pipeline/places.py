@@ -69,5 +69,7 @@ def arguments_of(arguments: list[str], *names: str) -> list[str]:
         print(f"usage: python -m pipeline.{Path(arguments[0]).stem} {' '.join(names)}\n\n{stage.__doc__}")
         raise SystemExit(0)
     if len(given) != len(names):
-        raise PipelineError(f"expected {' '.join(names)}, got {' '.join(given) or 'nothing'}; --help says more")
+        raise PipelineError(
+            f"expected {' '.join(names)}, got {' '.join(given) or 'nothing'}; --help says more"
+        )
     return given

@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-mpl.rcParams.update({"svg.hashsalt": "corembed", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11})
+mpl.rcParams.update(
+    {"svg.hashsalt": "corembed", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}
+)
 
 from matplotlib import pyplot as plt  # noqa: E402  # after the backend is chosen
 from matplotlib.figure import Figure  # noqa: E402
@@ -33,7 +35,12 @@ def parity(texts: Mapping[str, Sequence[float]]) -> str:
         errors = sorted(max(1 - c, 1e-8) for c in cosines)
         share = [100 * (i + 1) / len(errors) for i in range(len(errors))]
         axes.plot(errors, share, label=name, color=colour)
-    axes.set(xscale="log", xlabel="1 - cosine with the original (smaller is better)", ylabel="share of texts (%)", ylim=(0, 100))
+    axes.set(
+        xscale="log",
+        xlabel="1 - cosine with the original (smaller is better)",
+        ylabel="share of texts (%)",
+        ylim=(0, 100),
+    )
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="lower right", fontsize=9)
     return _svg(figure)
@@ -56,7 +63,14 @@ def by_group(texts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Worst error by number of tokens, one point a text."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
     for colour, (name, rows) in zip(_COLOURS * 9, texts.items(), strict=False):
-        axes.plot([r["tokens"] for r in rows], [max(1 - r["cosine"], 1e-8) for r in rows], ".", color=colour, label=name, markersize=4)
+        axes.plot(
+            [r["tokens"] for r in rows],
+            [max(1 - r["cosine"], 1e-8) for r in rows],
+            ".",
+            color=colour,
+            label=name,
+            markersize=4,
+        )
     axes.set(xscale="log", yscale="log", xlabel="tokens of the text", ylabel="1 - cosine")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="upper right", fontsize=9)

@@ -41,7 +41,9 @@ def read_recipe(folder: Path) -> Recipe:
         raise PipelineError(
             f"{folder}: no modules.json, so its pooling is not declared; this is not a sentence-transformers checkpoint"
         )
-    modules = [(m["type"].rsplit(".", 1)[-1], m["path"]) for m in sorted(read_json(path), key=lambda m: m["idx"])]
+    modules = [
+        (m["type"].rsplit(".", 1)[-1], m["path"]) for m in sorted(read_json(path), key=lambda m: m["idx"])
+    ]
     kinds = [kind for kind, _ in modules]
     dense_end = len(kinds) - (kinds[-1] == "Normalize")
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:dense_end]) - {"Dense"}:
@@ -59,14 +61,18 @@ def read_recipe(folder: Path) -> Recipe:
 def _pooling(path: Path) -> str:
     config = read_json(path)
     if not config.get("include_prompt", True):
-        raise PipelineError(f"{path}: include_prompt is false (the prompt is left out of the pooling); not implemented")
+        raise PipelineError(
+            f"{path}: include_prompt is false (the prompt is left out of the pooling); not implemented"
+        )
     if "pooling_mode" in config:
         declared = config["pooling_mode"]
         modes = [declared] if isinstance(declared, str) else list(declared)
     else:
         modes = [mode for key, mode in _LEGACY.items() if config.get(key)]
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise PipelineError(f"{path}: pooling {modes or 'not declared'}; implemented is one of {', '.join(POOLINGS)}")
+        raise PipelineError(
+            f"{path}: pooling {modes or 'not declared'}; implemented is one of {', '.join(POOLINGS)}"
+        )
     mode: str = modes[0]
     return mode
 
@@ -75,10 +81,22 @@ def _dense(folder: Path, place: str) -> Dense:
     path = folder / place / "config.json"
     config = read_json(path)
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    extra = {k for k in ("module_input_name", "module_output_name") if config.get(k, "sentence_embedding") not in {None, "sentence_embedding"}}
+    extra = {
+        k
+        for k in ("module_input_name", "module_output_name")
+        if config.get(k, "sentence_embedding") not in {None, "sentence_embedding"}
+    }
     if activation not in _ACTIVATIONS or config.get("use_residual") or extra:
-        raise PipelineError(f"{path}: this Dense layer (activation {activation}, or a residual, or other inputs) is not implemented")
-    return Dense(place, config["in_features"], config["out_features"], config.get("bias", True), _ACTIVATIONS[activation])
+        raise PipelineError(
+            f"{path}: this Dense layer (activation {activation}, or a residual, or other inputs) is not implemented"
+        )
+    return Dense(
+        place,
+        config["in_features"],
+        config["out_features"],
+        config.get("bias", True),
+        _ACTIVATIONS[activation],
+    )
 
 
 def read_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
@@ -95,7 +113,9 @@ def read_tokenizer(folder: Path, rows: int, longest: int) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise PipelineError(f"{path} is missing: only fast tokenizers are supported; save the checkpoint with one")
+        raise PipelineError(
+            f"{path} is missing: only fast tokenizers are supported; save the checkpoint with one"
+        )
     tokenizer = FastTokenizer.from_file(str(path))
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= rows:
@@ -104,12 +124,16 @@ def read_tokenizer(folder: Path, rows: int, longest: int) -> Tokenizer:
             f"{path}: token {token!r} has id {largest}, but the embedding table has {rows} rows: "
             "the tokenizer belongs to another model"
         )
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    config = (
+        read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    )
     pad = config.get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
     pad_id = tokenizer.token_to_id(pad) if pad else None
     if pad_id is None:
-        raise PipelineError(f"{folder}: padding token {pad!r} is not in the vocabulary; correct tokenizer_config.json")
+        raise PipelineError(
+            f"{folder}: padding token {pad!r} is not in the vocabulary; correct tokenizer_config.json"
+        )
     sbert = folder / "sentence_bert_config.json"
     declared = read_json(sbert) if sbert.exists() else {}
     limit = declared.get("max_seq_length") or config.get("model_max_length") or longest

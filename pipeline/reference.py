@@ -23,19 +23,23 @@ from pipeline.files import staged_folder
 from pipeline.texts import parity_texts
 from pipeline.trace import describe
 
-
 disable_progress_bars()  # they are about files of a few kilobytes
 
 
 def embed(checkpoint: Path, texts: list[str], max_length: int) -> npt.NDArray[np.float32]:
     """Embeddings (n, dimension), float32, as the model declares them, cut at `max_length` tokens."""
-    model = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True, model_kwargs={"torch_dtype": torch.float32})
+    model = SentenceTransformer(
+        str(checkpoint), device="cpu", local_files_only=True, model_kwargs={"torch_dtype": torch.float32}
+    )
     model.max_seq_length = max_length
     vectors = np.asarray(
-        model.encode(texts, batch_size=8, convert_to_numpy=True, show_progress_bar=sys.stderr.isatty()), np.float32
+        model.encode(texts, batch_size=8, convert_to_numpy=True, show_progress_bar=sys.stderr.isatty()),
+        np.float32,
     )
     if not np.isfinite(vectors).all() or (np.linalg.norm(vectors, axis=1) == 0).any():
-        raise PipelineError(f"{checkpoint}: the original model itself gives zero or non-finite embeddings; the checkpoint is damaged")
+        raise PipelineError(
+            f"{checkpoint}: the original model itself gives zero or non-finite embeddings; the checkpoint is damaged"
+        )
     return vectors
 
 

@@ -33,12 +33,16 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["measured"] = lambda value, digits=4: "not measured" if value is None else f"{value:.{digits}f}"
+    environment.filters["measured"] = lambda value, digits=4: (
+        "not measured" if value is None else f"{value:.{digits}f}"
+    )
     environment.filters["mib"] = lambda size: f"{size / 2**20:.1f} MiB"
     return environment.get_template(name)
 
 
-def _packages(where: places.Places, variant: str, parity: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[Package]:
+def _packages(
+    where: places.Places, variant: str, parity: Mapping[str, Any], benchmark: Mapping[str, Any]
+) -> list[Package]:
     record = read_json(where.packages(variant) / "packages.json")
     return [
         Package(
@@ -53,7 +57,9 @@ def _packages(where: places.Places, variant: str, parity: Mapping[str, Any], ben
     ]
 
 
-def render(where: places.Places, name: str, version: str, reports: Mapping[str, tuple[Path, Path]], out: Path) -> Release:
+def render(
+    where: places.Places, name: str, version: str, reports: Mapping[str, tuple[Path, Path]], out: Path
+) -> Release:
     """Write the release folder `out`; `reports` gives the parity and benchmark report of each variant, in order.
 
     A variant without a passed parity report, or whose packages are not those that were judged, is refused.
@@ -91,11 +97,16 @@ def _passed(report: Path, variant: str) -> Mapping[str, Any]:
     return parity
 
 
-def _record(where: places.Places, name: str, version: str, packages: Sequence[Package], variants: Sequence[str]) -> Release:
+def _record(
+    where: places.Places, name: str, version: str, packages: Sequence[Package], variants: Sequence[str]
+) -> Release:
     reference, source = read_json(where.reference_record), read_json(where.source)
     record = read_json(where.packages(variants[0]) / "packages.json")
     origin = Source(
-        source["source"], source["revision"], source["license"], {p: File(**f) for p, f in source["files"].items()}
+        source["source"],
+        source["revision"],
+        source["license"],
+        {p: File(**f) for p, f in source["files"].items()},
     )
     recipe, tokenizer = recipe_of(reference), tokenizer_of(reference)
     return Release(
@@ -116,4 +127,3 @@ def _record(where: places.Places, name: str, version: str, packages: Sequence[Pa
         tools={tool: importlib.metadata.version(tool) for tool in TOOLS},
         embedding_space=embedding_space(origin, recipe, reference["prompts"], tokenizer.max_length),
     )
-

@@ -124,11 +124,15 @@ def tags(parameters: Iterator[tuple[str, Tensor]]) -> dict[int, tuple[str, tuple
     """A different FP16 bit pattern for each parameter, with its name and shape."""
     found = {_FIRST_TAG + i: (name, tuple(p.shape)) for i, (name, p) in enumerate(parameters)}
     if max(found) > _LAST_TAG:
-        raise PipelineError(f"the graph has {len(found)} parameters, more than there are tags for; cut it into parts")
+        raise PipelineError(
+            f"the graph has {len(found)} parameters, more than there are tags for; cut it into parts"
+        )
     return found
 
 
-def skeleton(module: nn.Module, tables: Mapping[str, Tensor], inputs: list[Input], output: tuple[str, str], target: str) -> Skeleton:
+def skeleton(
+    module: nn.Module, tables: Mapping[str, Tensor], inputs: list[Input], output: tuple[str, str], target: str
+) -> Skeleton:
     """Trace a module made on the meta device and make its MIL program.
 
     `tables`: values of its buffers; `output`: name and type (`float16` or `float32`); `target`: oldest system.
@@ -168,5 +172,7 @@ def skeleton(module: nn.Module, tables: Mapping[str, Tensor], inputs: list[Input
     exporter = _Exporter(tagged, prog=program, weights_dir="", specification_version=deployment.value)
     exported = exporter.export()
     if lost := [name for name, _ in tagged.values() if name not in exporter.bound]:
-        raise PipelineError(f"the conversion lost {len(lost)} weights, {lost[0]} first: the architecture does not use them as they are")
+        raise PipelineError(
+            f"the conversion lost {len(lost)} weights, {lost[0]} first: the architecture does not use them as they are"
+        )
     return Skeleton(exported, exporter.bound, exporter.constants)

@@ -7,9 +7,8 @@ leave files behind), writes `reports/summary.json` (a list of rows, also for `dv
 
 from __future__ import annotations
 
-from typing import Any
-
 from pathlib import Path
+from typing import Any
 
 from pipeline import params, places, plots
 from pipeline.errors import run
@@ -22,7 +21,10 @@ def rows(everything: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for model in everything["models"]:
         for variant in everything["variants"]:
-            parity, benchmark = places.report("parity", model, variant), places.report("benchmark", model, variant)
+            parity, benchmark = (
+                places.report("parity", model, variant),
+                places.report("benchmark", model, variant),
+            )
             if parity.exists() and benchmark.exists():
                 judged, measured = read_json(parity), read_json(benchmark)
                 found.append({"build": f"{model} {variant}"} | measured | judged)
@@ -49,7 +51,10 @@ def summarize() -> None:
     }
     page = template("report.html.j2").render(rows=found, evidence=evidence, plots=drawn, unbuilt=unbuilt)
     write_json(reports / "summary.json", [plain(r) for r in found])
-    for name, text in {"index.html": page, "results.md": template("results.md.j2").render(rows=found)}.items():
+    for name, text in {
+        "index.html": page,
+        "results.md": template("results.md.j2").render(rows=found),
+    }.items():
         with staged(reports / name) as partial:
             partial.write_text(text, encoding="utf-8")
     print((reports / "index.html").resolve())

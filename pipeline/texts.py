@@ -75,7 +75,11 @@ def _sentences() -> Iterator[dict[str, str]]:
     root = _file("spacy", "spacy/lang")
     for path in sorted(root.glob("*/examples.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "sentences":
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and node.targets[0].id == "sentences"
+            ):
                 for text in ast.literal_eval(node.value)[:2]:
                     yield {"group": f"sentence-{path.parent.name}", "text": text}
 

@@ -116,11 +116,19 @@ def spans(source: Source, layout: str, size_limit: int, checkpoint: Checkpoint) 
 
 def _fp16_bytes(source: Source, checkpoint: Checkpoint) -> dict[str, int]:
     with torch.device("meta"):
-        whole = Part(source.architecture, source.config, source.recipe, Span(0, source.config.layers, True, True), 8)
+        whole = Part(
+            source.architecture, source.config, source.recipe, Span(0, source.config.layers, True, True), 8
+        )
     sizes = {"embeddings": 0, "final": 0} | {str(i): 0 for i in range(source.config.layers)}
     for name, parameter in whole.named_parameters():
         find_tensor(source, checkpoint, name, tuple(parameter.shape))
-        group = name.split(".")[1] if name.startswith("layers.") else "embeddings" if name.startswith("embeddings.") else "final"
+        group = (
+            name.split(".")[1]
+            if name.startswith("layers.")
+            else "embeddings"
+            if name.startswith("embeddings.")
+            else "final"
+        )
         sizes[group] += 2 * parameter.numel()
     return sizes
 
@@ -128,7 +136,9 @@ def _fp16_bytes(source: Source, checkpoint: Checkpoint) -> dict[str, int]:
 def check_buckets(source: Source, max_lengths: tuple[int, ...]) -> None:
     """Refuse buckets beyond the model's positions."""
     if max_lengths[-1] > source.config.positions:
-        raise PipelineError(f"max_length {max_lengths[-1]} is beyond the model's {source.config.positions} positions; choose a smaller one")
+        raise PipelineError(
+            f"max_length {max_lengths[-1]} is beyond the model's {source.config.positions} positions; choose a smaller one"
+        )
 
 
 def trace_layout(
@@ -169,7 +179,12 @@ def inputs(source: Source, span: Span, function: Function) -> list[Input]:
     """What a part takes: token ids or hidden states, and the mask."""
     shape = (function.batch, function.length)
     mask = Input("attention_mask", shape)
-    return [Input("input_ids", shape) if span.first else Input("hidden", (*shape, source.config.hidden), "float16"), mask]
+    return [
+        Input("input_ids", shape)
+        if span.first
+        else Input("hidden", (*shape, source.config.hidden), "float16"),
+        mask,
+    ]
 
 
 def output(span: Span) -> tuple[str, str]:
@@ -185,7 +200,9 @@ def trace(entry: params.Model, checkpoint_folder: Path, out: Path) -> None:
     spans(source, "single", entry.size_limit, checkpoint)
     _fp16_bytes(source, checkpoint)  # every tensor is there, of the right shape and type, before work begins
     with staged_folder(out) as partial:
-        layouts = {layout: trace_layout(source, checkpoint, layout, entry, partial) for layout in entry.layouts}
+        layouts = {
+            layout: trace_layout(source, checkpoint, layout, entry, partial) for layout in entry.layouts
+        }
         record = {
             "target": entry.target,
             "dimension": source.dimension,

@@ -60,7 +60,9 @@ class Runner:
         return vector
 
 
-def runners(where: places.Places, variant: str, trace: Mapping[str, Any], record: Mapping[str, Any]) -> list[Runner]:
+def runners(
+    where: places.Places, variant: str, trace: Mapping[str, Any], record: Mapping[str, Any]
+) -> list[Runner]:
     """A runner for each layout."""
     tokenizer = TextTokenizer(where.reference / "tokenizer.json", tokenizer_of(record))
     functions = [Function(**f) for f in trace["functions"]]
@@ -75,14 +77,18 @@ def runners(where: places.Places, variant: str, trace: Mapping[str, Any], record
 
 def _check_vectors(vectors: npt.NDArray[np.float32], dimension: int, *, normalized: bool, where: str) -> None:
     if vectors.shape[1] != dimension:
-        raise PipelineError(f"{where}: vectors have {vectors.shape[1]} dimensions, the checkpoint's have {dimension}")
+        raise PipelineError(
+            f"{where}: vectors have {vectors.shape[1]} dimensions, the checkpoint's have {dimension}"
+        )
     norms = np.linalg.norm(vectors, axis=1)
     bad = ~np.isfinite(vectors).all(1) | (norms == 0)
     if normalized:
         bad |= np.abs(norms - 1) > NORM_TOLERANCE
     if bad.any():
         index = int(np.flatnonzero(bad)[0])
-        raise PipelineError(f"{where}: text {index} gives a vector of norm {norms[index]:.6g}; it is not an embedding")
+        raise PipelineError(
+            f"{where}: text {index} gives a vector of norm {norms[index]:.6g}; it is not an embedding"
+        )
 
 
 def bucket_agreement(runner: Runner, tokens: Sequence[Tokens]) -> float:
@@ -112,7 +118,9 @@ def judge(figures: Mapping[str, Any], gates: params.Gates) -> list[str]:
     ]
 
 
-def measure(where: places.Places, variant: str, trace: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def measure(
+    where: places.Places, variant: str, trace: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The figures of a variant against the reference, and the cosine of each text."""
     record = read_json(where.reference_record)
     texts, expected = load(where.reference)
@@ -153,7 +161,9 @@ def measure(where: places.Places, variant: str, trace: Mapping[str, Any]) -> tup
     return figures, rows
 
 
-def validate(where: places.Places, model: str, variant: params.Variant, report: Path, details: Path) -> dict[str, Any]:
+def validate(
+    where: places.Places, model: str, variant: params.Variant, report: Path, details: Path
+) -> dict[str, Any]:
     """Measure, write the report, then raise `PipelineError` if a gate is missed."""
     trace = read_json(where.packages(variant.name) / "packages.json")
     with warnings.catch_warnings():
@@ -170,7 +180,9 @@ def validate(where: places.Places, model: str, variant: params.Variant, report: 
     write_json(details, evidence)
     write_json(report, full)
     if missed:
-        raise PipelineError(f"{model} {variant.name}: {'; '.join(missed)} (report: {report}; worst texts: {details})")
+        raise PipelineError(
+            f"{model} {variant.name}: {'; '.join(missed)} (report: {report}; worst texts: {details})"
+        )
     return full
 
 
@@ -178,7 +190,9 @@ def main() -> None:
     """`python -m pipeline.validate MODEL VARIANT`."""
     model, variant = places.arguments_of(sys.argv, "MODEL", "VARIANT")
     details = places.report("evidence", model, variant)
-    validate(places.of(model), model, params.variant(variant), places.report("parity", model, variant), details)
+    validate(
+        places.of(model), model, params.variant(variant), places.report("parity", model, variant), details
+    )
 
 
 if __name__ == "__main__":

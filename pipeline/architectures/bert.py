@@ -88,7 +88,9 @@ class Layer(nn.Module):
         del index  # all layers are alike
         self.heads, self.activation = config.heads, config.activation
         hidden = config.hidden
-        self.query, self.key, self.value, self.attention_output = (nn.Linear(hidden, hidden) for _ in range(4))
+        self.query, self.key, self.value, self.attention_output = (
+            nn.Linear(hidden, hidden) for _ in range(4)
+        )
         self.attention_norm = nn.LayerNorm(hidden, eps=config.epsilon)
         self.intermediate = nn.Linear(hidden, config.intermediate)
         self.output = nn.Linear(config.intermediate, hidden)
