@@ -18,7 +18,7 @@ def run(command: Callable[[], None]) -> None:
     except PipelineError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}:
             raise
         sys.exit(
             f"error: cannot write {error.filename or 'the output'}: {error.strerror}. Nothing was left "

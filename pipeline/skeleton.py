@@ -27,7 +27,7 @@ from torch import Tensor, nn
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import coremltools as ct
-    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil import Builder
     from coremltools.converters.mil import register_torch_op
     from coremltools.converters.mil.backend.mil.load import (
         MILProtoExporter,
@@ -75,7 +75,7 @@ def layer_norm(context, node):  # type: ignore[no-untyped-def]
     """As coremltools 9.0's, but epsilon takes the type of the weights; its own leaves it float32 and then refuses."""
     x, shape, weight, bias, epsilon, *_ = _get_inputs(context, node)
     context.add(
-        mb.layer_norm(
+        Builder.layer_norm(
             x=x,
             axes=list(range(-len(shape.val), 0)),
             gamma=weight,

@@ -79,8 +79,6 @@ def layer_norm(
 
 
 @op("local_response_norm")
-def local_response_norm(
-    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> Tensor:
+def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """`x / (k + alpha / size * sum of squares of neighbouring channels) ** beta`."""
     return functional.local_response_norm(x, size, alpha, beta, k)

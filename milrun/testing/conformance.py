@@ -54,16 +54,7 @@ SUITES = {
     ),
     "compression": Suite(("test/optimize/coreml",), 0, 400, 20261123, 0.95),
 }
-_PYTEST = (
-    "-m",
-    "pytest",
-    "-p",
-    "milrun.testing.plugin",
-    "-p",
-    "no:cacheprovider",
-    "-q",
-    "--continue-on-collection-errors",
-)
+_PYTEST = ("-m", "pytest", "-p", "milrun.testing.plugin", "-p", "no:cacheprovider", "-q", "--continue-on-collection-errors")
 
 
 def coremltools_root() -> Path:
@@ -95,11 +86,7 @@ def collect(suite: Suite) -> list[str]:
 
 def select(ids: list[str], suite: Suite) -> list[str]:
     """The suite's fixed draw from its ids. Tests of the old neural-network back end are left out."""
-    ids = [
-        i
-        for i in ids
-        if "backend='neuralnetwork'" not in i and "('neuralnetwork'" not in i and "neuralnetwork" not in i
-    ]
+    ids = [i for i in ids if "backend='neuralnetwork'" not in i and "('neuralnetwork'" not in i and "neuralnetwork" not in i]
     generator = random.Random(suite.seed)  # noqa: S311 - a reproducible draw, not a secret
     if suite.per_function:
         functions = collections.defaultdict(list)
@@ -144,17 +131,14 @@ def run(suite: Suite, chosen: list[str], jobs: int = 2, sabotage: str = "") -> l
     return records
 
 
-def summarize(
-    suite: Suite, chosen: list[str], records: list[dict[str, Any]], seconds: float
-) -> dict[str, Any]:
+def summarize(suite: Suite, chosen: list[str], records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """Counts per file and in all, the pass rate among tests that predicted or failed, the failures."""
     files: dict[str, dict[str, Any]] = {}
     failures = []
     for record in sorted(records, key=lambda r: r["id"]):
         name = record["id"].split("::", 1)[0]
         row = files.setdefault(
-            name,
-            {"passed": 0, "failed": 0, "skipped": 0, "no_prediction": 0, "predictions": 0, "seconds": 0.0},
+            name, {"passed": 0, "failed": 0, "skipped": 0, "no_prediction": 0, "predictions": 0, "seconds": 0.0}
         )
         key = record["outcome"]
         if key == "passed" and not record["predictions"]:
@@ -163,13 +147,8 @@ def summarize(
         row["predictions"] += record["predictions"]
         row["seconds"] = round(row["seconds"] + record["seconds"], 2)
         if key == "failed":
-            failures.append(
-                {"id": record["id"], "predictions": record["predictions"], "message": record["message"]}
-            )
-    totals = {
-        k: sum(row[k] for row in files.values())
-        for k in ("passed", "failed", "skipped", "no_prediction", "predictions")
-    }
+            failures.append({"id": record["id"], "predictions": record["predictions"], "message": record["message"]})
+    totals = {k: sum(row[k] for row in files.values()) for k in ("passed", "failed", "skipped", "no_prediction", "predictions")}
     judged = totals["passed"] + totals["failed"]
     return {
         "paths": list(suite.paths),
@@ -187,9 +166,7 @@ def summarize(
 
 def main() -> int:
     """Run suites and write the report; 1 if a suite misses its bar."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", action="append", choices=sorted(SUITES))
     parser.add_argument("--out", type=Path, default=Path("reports/conformance.json"))
     parser.add_argument("--jobs", type=int, default=2)
@@ -209,9 +186,7 @@ def main() -> int:
         options.out.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", "utf-8")
         rate = report[name]["pass_rate"]
         passed &= rate is not None and rate >= suite.bar
-        print(
-            f"{name}: {report[name]['passed']} passed, {report[name]['failed']} failed, rate {rate}, bar {suite.bar}"
-        )
+        print(f"{name}: {report[name]['passed']} passed, {report[name]['failed']} failed, rate {rate}, bar {suite.bar}")
     return 0 if passed else 1
 
 

@@ -58,8 +58,7 @@ def _break_one_operation() -> None:
     from milrun.ops.registry import KERNELS  # noqa: PLC0415
 
     KERNELS["softmax"] = [
-        dataclasses.replace(k, function=lambda *a, _f=k.function: _f(*a).roll(1, -1))
-        for k in KERNELS["softmax"]
+        dataclasses.replace(k, function=lambda *a, _f=k.function: _f(*a).roll(1, -1)) for k in KERNELS["softmax"]
     ]
 
 

@@ -116,7 +116,7 @@ class Final(nn.Identity):
     """BERT ends with its last layer's norm."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)  # Identity takes and ignores arguments
 
 
 _NAMES = {
