@@ -81,12 +81,12 @@ def collect(suite: Suite) -> list[str]:
             command, check=False, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env=_environment(MILRUN_LIST=str(listing)),
         )  # fmt: skip
-        return sorted(set(listing.read_text("utf-8").splitlines()))
+        return sorted(set(json.loads(listing.read_text("utf-8"))))
 
 
 def select(ids: list[str], suite: Suite) -> list[str]:
     """The suite's fixed draw from its ids. Tests of the old neural-network back end are left out."""
-    ids = [i for i in ids if "backend='neuralnetwork'" not in i and "('neuralnetwork'" not in i and "neuralnetwork" not in i]
+    ids = [i for i in ids if "neuralnetwork" not in i]
     generator = random.Random(suite.seed)  # noqa: S311 - a reproducible draw, not a secret
     if suite.per_function:
         functions = collections.defaultdict(list)
@@ -109,7 +109,7 @@ def run(suite: Suite, chosen: list[str], jobs: int = 2, sabotage: str = "") -> l
         for job in range(jobs):
             part, report = Path(folder) / f"select{job}", Path(folder) / f"report{job}"
             mine = chosen[job::jobs]
-            part.write_text("\n".join(mine), "utf-8")
+            part.write_text(json.dumps(mine), "utf-8")
             files = sorted({str(root / test.split("::", 1)[0]) for test in mine})
             work = Path(folder) / f"work{job}"
             work.mkdir()
