@@ -131,7 +131,9 @@ def _median(run: Any, other: Any, repeats: int) -> tuple[float, float]:
 
 def main() -> int:
     """Measure, print a table, and return 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)

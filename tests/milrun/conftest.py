@@ -36,7 +36,9 @@ def build(tmp_path: Path) -> Build:
     """Make a real package: build(function of named inputs, x=(shape, dtype), ...)."""
     count = 0
 
-    def make(function: Callable[..., Any], *, target: Any = ct.target.iOS18, precision: str = "fp32", **inputs: Any) -> Path:
+    def make(
+        function: Callable[..., Any], *, target: Any = ct.target.iOS18, precision: str = "fp32", **inputs: Any
+    ) -> Path:
         nonlocal count
         count += 1
         specs = [mb.TensorSpec(shape, dtype=TYPES[dtype]) for shape, dtype in inputs.values()]

@@ -34,8 +34,11 @@ def test_fp16_results_are_rounded_once_from_fp32_sums(build: Build, rng: np.rand
 
 
 def test_precision_fp32_never_rounds(build: Build, rng: np.random.Generator) -> None:
-    path = build(lambda x: mb.sub(x=mb.add(x=x, y=np.float32(1000.0)), y=np.float32(1000.0), name="y"),
-                 x=((4,), "fp32"), precision="fp16")
+    path = build(
+        lambda x: mb.sub(x=mb.add(x=x, y=np.float32(1000.0)), y=np.float32(1000.0), name="y"),
+        x=((4,), "fp32"),
+        precision="fp16",
+    )
     x = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     rounded = milrun.load(path).predict({"x": x})["y"]
     assert np.abs(rounded - x).max() > 0.05
@@ -72,7 +75,9 @@ def test_weights_stay_in_the_file_and_are_dropped_unless_kept(build: Build) -> N
     for keep in (False, True):
         model = milrun.load(path, keep_weights=keep)
         model.predict({"x": np.ones((1, 512), np.float32)})
-        kept = [w.kept is not None for s in model.function(None).steps() for w in s.weights if w.size == 512 * 512]
+        kept = [
+            w.kept is not None for s in model.function(None).steps() for w in s.weights if w.size == 512 * 512
+        ]
         assert kept == [keep]
 
 
@@ -83,8 +88,13 @@ def test_flexible_shapes_are_held_to_their_ranges(tmp_path: Path) -> None:
         ("enumerated", ct.EnumeratedShapes([(1, 3), (1, 5)], default=(1, 5))),
     ):
         path = tmp_path / f"{name}.mlpackage"
-        ct.convert(traced, inputs=[ct.TensorType("x", shape)], outputs=[ct.TensorType("y")],
-                   minimum_deployment_target=ct.target.iOS16, skip_model_load=True).save(str(path))
+        ct.convert(
+            traced,
+            inputs=[ct.TensorType("x", shape)],
+            outputs=[ct.TensorType("y")],
+            minimum_deployment_target=ct.target.iOS16,
+            skip_model_load=True,
+        ).save(str(path))
         model = milrun.load(path)
         for size in (3, 5):
             x = np.random.default_rng(size).standard_normal((1, size)).astype(np.float32)
@@ -101,8 +111,16 @@ def test_an_optional_input_has_its_default(tmp_path: Path) -> None:
 
     traced = torch.jit.trace(Sum(), (torch.zeros(3), torch.zeros(3)))
     path = tmp_path / "optional.mlpackage"
-    ct.convert(traced, inputs=[ct.TensorType("x", (3,)), ct.TensorType("y", (3,), default_value=np.full(3, 2.0, np.float32))],
-               outputs=[ct.TensorType("z")], minimum_deployment_target=ct.target.iOS16, skip_model_load=True).save(str(path))
+    ct.convert(
+        traced,
+        inputs=[
+            ct.TensorType("x", (3,)),
+            ct.TensorType("y", (3,), default_value=np.full(3, 2.0, np.float32)),
+        ],
+        outputs=[ct.TensorType("z")],
+        minimum_deployment_target=ct.target.iOS16,
+        skip_model_load=True,
+    ).save(str(path))
     got = milrun.load(path).predict({"x": np.ones(3, np.float32)})["z"]
     np.testing.assert_array_equal(got, np.full(3, 3.0))
 

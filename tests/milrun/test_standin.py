@@ -31,17 +31,34 @@ def test_predict_works_inside_the_context_and_not_after(package: Path) -> None:
 def test_everything_is_as_before_after_the_context() -> None:
     from coremltools.models import model, utils
 
-    before = (utils._is_macos, utils._macos_version, model._macos_version, model._MLModelProxy, set(sys.modules))
+    before = (
+        utils._is_macos,
+        utils._macos_version,
+        model._macos_version,
+        model._MLModelProxy,
+        set(sys.modules),
+    )
     with milrun.installed():
         assert utils._macos_version() >= (15,)
         assert model._MLModelProxy is not before[3]
-    after = (utils._is_macos, utils._macos_version, model._macos_version, model._MLModelProxy, set(sys.modules))
+    after = (
+        utils._is_macos,
+        utils._macos_version,
+        model._macos_version,
+        model._MLModelProxy,
+        set(sys.modules),
+    )
     assert after[:4] == before[:4]
     assert "coremltools.libcoremlpython" not in sys.modules
 
 
-@pytest.mark.parametrize("order", ["import milrun; milrun.install(); import coremltools as ct",
-                                   "import coremltools as ct; import milrun; milrun.install()"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import milrun; milrun.install(); import coremltools as ct",
+        "import coremltools as ct; import milrun; milrun.install()",
+    ],
+)
 def test_it_works_in_a_process_of_its_own_before_and_after_coremltools(package: Path, order: str) -> None:
     code = f"""
     {order}
@@ -49,13 +66,17 @@ def test_it_works_in_a_process_of_its_own_before_and_after_coremltools(package: 
     model = ct.models.MLModel({str(package)!r}, compute_units=ct.ComputeUnit.CPU_AND_NE)
     print(model.predict({{"x": np.ones((1, 4), np.float32)}})["y"].tolist())
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip().splitlines()[-1] == "[[2.0, 2.0, 2.0, 2.0]]"
 
 
 def test_a_list_of_inputs_gives_a_list(package: Path) -> None:
     with milrun.installed():
-        results = ct.models.MLModel(str(package)).predict([{"x": np.full((1, 4), float(n), np.float32)} for n in (1, 2)])
+        results = ct.models.MLModel(str(package)).predict(
+            [{"x": np.full((1, 4), float(n), np.float32)} for n in (1, 2)]
+        )
     assert [r["y"][0, 0] for r in results] == [2.0, 4.0]
 
 
@@ -85,7 +106,9 @@ def test_compiled_models_load_and_run(package: Path, tmp_path: Path) -> None:
 
 
 def test_fp16_comes_back_as_fp32_and_scalars_as_vectors(build: Build) -> None:
-    path = build(lambda x: (mb.relu(x=x, name="y"), mb.reduce_sum(x=x, name="s")), x=((3,), "fp16"), precision="fp16")
+    path = build(
+        lambda x: (mb.relu(x=x, name="y"), mb.reduce_sum(x=x, name="s")), x=((3,), "fp16"), precision="fp16"
+    )
     with milrun.installed():
         result = ct.models.MLModel(str(path)).predict({"x": np.ones(3, np.float16)})
     assert result["y"].dtype == np.float32
@@ -132,8 +155,12 @@ def test_pipelines_run(tmp_path: Path) -> None:
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return x * factor
 
-        return ct.convert(torch.jit.trace(Scale(), torch.zeros(1, 4)), inputs=[ct.TensorType(source, (1, 4))],
-                          outputs=[ct.TensorType(target)], minimum_deployment_target=ct.target.iOS16)
+        return ct.convert(
+            torch.jit.trace(Scale(), torch.zeros(1, 4)),
+            inputs=[ct.TensorType(source, (1, 4))],
+            outputs=[ct.TensorType(target)],
+            minimum_deployment_target=ct.target.iOS16,
+        )
 
     with milrun.installed():
         pipeline = ct.utils.make_pipeline(part("a", "b", 2.0), part("b", "c", 5.0))
