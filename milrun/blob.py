@@ -69,7 +69,9 @@ class BlobFile:
             If the record or its data are not wholly inside the file, or the record is not one.
         """
         if offset < _HEADER.size or offset % 8 or offset + _METADATA.size > self.size:
-            raise PackageError(f"{self.path.name}: no blob at offset {offset} in a file of {self.size} bytes.")
+            raise PackageError(
+                f"{self.path.name}: no blob at offset {offset} in a file of {self.size} bytes."
+            )
         sentinel, code, nbytes, data, padding = _METADATA.unpack_from(self._map, offset)
         if sentinel != _SENTINEL:
             raise PackageError(f"{self.path.name}: offset {offset} holds no blob record (wrong sentinel).")

@@ -22,7 +22,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     numeric = [bool(rows) and isinstance(rows[0][i], int | float) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        return "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)).rstrip()
+        return "  ".join(
+            c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)
+        ).rstrip()
 
     return "\n".join([line(header), line(["-" * w for w in widths]), *(line(r) for r in text)])
 
@@ -61,9 +63,17 @@ def _read_inputs(options: argparse.Namespace, model: Any) -> dict[str, Any]:
     generator = np.random.default_rng(options.seed)
     made = {}
     for name, feature in model.inputs[function].items():
-        shape = feature.shape if feature.kind == "array" else (1, 1 if feature.color in (10, 40) else 3, *feature.shape)
+        shape = (
+            feature.shape
+            if feature.kind == "array"
+            else (1, 1 if feature.color in (10, 40) else 3, *feature.shape)
+        )
         integer = (feature.dtype or "").startswith("int")
-        made[name] = generator.integers(0, 2, shape, dtype=np.int32) if integer else generator.standard_normal(shape, np.float32)
+        made[name] = (
+            generator.integers(0, 2, shape, dtype=np.int32)
+            if integer
+            else generator.standard_normal(shape, np.float32)
+        )
     return made
 
 
@@ -82,7 +92,9 @@ def _run(options: argparse.Namespace) -> int:
     for name, value in outputs.items():
         if isinstance(value, np.ndarray) and value.size:
             v = value.astype(np.float64)
-            rows.append((name, f"{value.dtype}{list(value.shape)}", float(v.min()), float(v.max()), float(v.mean())))
+            rows.append(
+                (name, f"{value.dtype}{list(value.shape)}", float(v.min()), float(v.max()), float(v.mean()))
+            )
         else:
             rows.append((name, str(value)[:60], 0.0, 0.0, 0.0))
     data = {n: v.tolist() if isinstance(v, np.ndarray) else str(v) for n, v in outputs.items()}
@@ -97,10 +109,32 @@ def _compare(options: argparse.Namespace) -> int:
     found = compare(options.package, options.other, _read_inputs(options, model), options.function)
     worst = sorted(found, key=lambda d: -d.relative)[: options.top]
     rows = [
-        (d.name, d.operation, d.max_error, d.relative, d.cosine, d.peak, d.range_used, d.zero_rows, d.subnormal, d.nonfinite)
+        (
+            d.name,
+            d.operation,
+            d.max_error,
+            d.relative,
+            d.cosine,
+            d.peak,
+            d.range_used,
+            d.zero_rows,
+            d.subnormal,
+            d.nonfinite,
+        )
         for d in (worst if options.top else found)
     ]
-    header = ["value", "operation", "max error", "relative", "cosine", "peak", "of FP16", "zero rows", "subnormal", "not finite"]
+    header = [
+        "value",
+        "operation",
+        "max error",
+        "relative",
+        "cosine",
+        "peak",
+        "of FP16",
+        "zero rows",
+        "subnormal",
+        "not finite",
+    ]
     _print(options, [d.to_dict() for d in found], table(header, rows))
     return 0
 
@@ -110,13 +144,19 @@ def _lint(options: argparse.Namespace) -> int:
 
     found = lint(options.package)
     rows = [(f.severity, f.rule, f.function, f.operation, f.message, f.source) for f in found]
-    text = table(["severity", "rule", "function", "operation", "message", "source"], rows) if rows else "No findings."
+    text = (
+        table(["severity", "rule", "function", "operation", "message", "source"], rows)
+        if rows
+        else "No findings."
+    )
     _print(options, [asdict(f) for f in found], text + "\nPredicted from rules; nothing was measured.")
     return 1 if any(f.severity == "error" for f in found) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="milrun", description="Run Core ML ML Programs where there is no Mac.")
+    parser = argparse.ArgumentParser(
+        prog="milrun", description="Run Core ML ML Programs where there is no Mac."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, function: Any, text: str, *, runs: bool = False) -> argparse.ArgumentParser:
@@ -133,8 +173,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(function_to_run=function)
         return sub
 
-    command("inspect", _inspect, "operations, functions, weights").add_argument("--weights", action="store_true")
-    command("run", _run, "run once", runs=True).add_argument("--output", type=Path, help="write outputs as .npz")
+    command("inspect", _inspect, "operations, functions, weights").add_argument(
+        "--weights", action="store_true"
+    )
+    command("run", _run, "run once", runs=True).add_argument(
+        "--output", type=Path, help="write outputs as .npz"
+    )
     compare = command("compare", _compare, "run two packages, or one against FP32", runs=True)
     compare.add_argument("other", type=Path, nargs="?")
     compare.add_argument("--top", type=int, default=20, help="worst values to show; 0: all, in order")

@@ -61,7 +61,10 @@ def compare(
     return [
         _difference(name, operations.get(name, ""), left[name], right[name])
         for name in left
-        if name in right and left[name].shape == right[name].shape and left[name].dtype.kind == "f" and left[name].size
+        if name in right
+        and left[name].shape == right[name].shape
+        and left[name].dtype.kind == "f"
+        and left[name].size
     ]
 
 

@@ -129,7 +129,10 @@ def _affine(params: Params, _: list[TensorType]) -> list[Weight]:
 
 
 def _blocks(data: tuple[int, ...], parameter: tuple[int, ...], what: str) -> list[int]:
-    _require(len(data) >= 1 and len(data) == len(parameter), f"{what}: ranks {len(data)} and {len(parameter)} differ")
+    _require(
+        len(data) >= 1 and len(data) == len(parameter),
+        f"{what}: ranks {len(data)} and {len(parameter)} differ",
+    )
     _require(
         all(p >= 1 and d % p == 0 for d, p in zip(data, parameter, strict=True)),
         f"{what}: shape {parameter} does not divide {data}",
@@ -157,7 +160,9 @@ def _blockwise(params: Params, _: list[TensorType]) -> list[Weight]:
     data, scale, offset = params["data"], params["scale"], params.get("offset")
     blocks = _blocks(data.shape, scale.shape, "constexpr_blockwise_shift_scale")
     if offset is not None:
-        _require(offset.shape == scale.shape, "constexpr_blockwise_shift_scale: offset and scale differ in shape")
+        _require(
+            offset.shape == scale.shape, "constexpr_blockwise_shift_scale: offset and scale differ in shape"
+        )
 
     def compute(rows: slice | Tensor | None) -> Tensor:
         return _shift_scale_values(data.decode(rows), scale, offset, blocks, rows)
@@ -175,9 +180,14 @@ def _lut_packed(params: Params, _: list[TensorType]) -> list[Weight]:
     indices, lut = params["indices"], params["lut"]
     shape = tuple(params["shape"].decode().reshape(-1).tolist())
     palettes = lut.size
-    _require(lut.shape == (palettes,) and palettes in (2, 4, 16, 64, 256), f"constexpr_lut_to_dense: lut {lut.shape}")
+    _require(
+        lut.shape == (palettes,) and palettes in (2, 4, 16, 64, 256),
+        f"constexpr_lut_to_dense: lut {lut.shape}",
+    )
     bits, count = palettes.bit_length() - 1, math.prod(shape)
-    _require(indices.size == math.ceil(bits * count / 8), "constexpr_lut_to_dense: indices don't fit the shape")
+    _require(
+        indices.size == math.ceil(bits * count / 8), "constexpr_lut_to_dense: indices don't fit the shape"
+    )
 
     def compute(_rows: slice | Tensor | None) -> Tensor:
         packed = indices.decode().numpy()
@@ -211,7 +221,9 @@ def _lut_values(
     return values.flatten(axis, axis + 1)
 
 
-def _lut_axis(params: Params, indices: tuple[int, ...], lut: Weight, what: str) -> tuple[int | None, list[int]]:
+def _lut_axis(
+    params: Params, indices: tuple[int, ...], lut: Weight, what: str
+) -> tuple[int | None, list[int]]:
     _require(len(lut.shape) == len(indices) + 2, f"{what}: lut {lut.shape} for indices {indices}")
     palettes, vector = lut.shape[-2:]
     _require(palettes >= 2 and palettes & (palettes - 1) == 0, f"{what}: {palettes} palette entries")
@@ -259,7 +271,10 @@ def _sparse(params: Params, _: list[TensorType]) -> list[Weight]:
     data, mask = params["nonzero_data"], params["mask"]
     if "shape" in params:
         shape = tuple(params["shape"].decode().reshape(-1).tolist())
-        _require(mask.size == math.ceil(math.prod(shape) / 8), "constexpr_sparse_to_dense: mask doesn't fit the shape")
+        _require(
+            mask.size == math.ceil(math.prod(shape) / 8),
+            "constexpr_sparse_to_dense: mask doesn't fit the shape",
+        )
     else:
         shape = mask.shape
     packed = "shape" in params
@@ -279,7 +294,9 @@ def _sparse(params: Params, _: list[TensorType]) -> list[Weight]:
 def _checked_nonzero(mask: Tensor, data: Weight) -> Tensor:
     values = data.decode()
     if int(torch.count_nonzero(mask)) != values.numel():
-        raise PackageError(f"A sparse constant has {values.numel()} values for {int(mask.sum())} set mask bits.")
+        raise PackageError(
+            f"A sparse constant has {values.numel()} values for {int(mask.sum())} set mask bits."
+        )
     return values
 
 
@@ -338,4 +355,3 @@ _BUILDERS: dict[str, Callable[[Params, list[TensorType]], list[Weight]]] = {
     "constexpr_sparse_blockwise_shift_scale": _sparse_shift_scale,
     "constexpr_cast": lambda params, outputs: _cast(params, outputs, None),
 }
-

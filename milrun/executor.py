@@ -131,7 +131,11 @@ class Executor:
 
 def _located(error: ExecutionError, step: Step) -> ExecutionError:
     text = str(error)
-    return error if text.startswith(step.where.split("/", 1)[0] + "/") else ExecutionError(f"{step.where}: {text}")
+    return (
+        error
+        if text.startswith(step.where.split("/", 1)[0] + "/")
+        else ExecutionError(f"{step.where}: {text}")
+    )
 
 
 def run(function: Function, inputs: Mapping[str, Any], observer: Observer | None = None) -> dict[str, Any]:

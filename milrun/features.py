@@ -42,7 +42,8 @@ class Feature:
             return shape in self.shapes or shape == self.shape
         if self.ranges:
             return len(shape) == len(self.ranges) and all(
-                low <= d and (d <= high or high < 0) for d, (low, high) in zip(shape, self.ranges, strict=True)
+                low <= d and (d <= high or high < 0)
+                for d, (low, high) in zip(shape, self.ranges, strict=True)
             )
         return not self.shape or shape == self.shape
 
@@ -52,7 +53,11 @@ class Feature:
         if self.shapes:
             return "one of " + ", ".join(str(s) for s in sorted({*self.shapes, self.shape}))
         if self.ranges:
-            return "(" + ", ".join(f"{a}" if a == b else f"{a}..{b if b >= 0 else ''}" for a, b in self.ranges) + ")"
+            return (
+                "("
+                + ", ".join(f"{a}" if a == b else f"{a}..{b if b >= 0 else ''}" for a, b in self.ranges)
+                + ")"
+            )
         return str(self.shape)
 
 
@@ -71,7 +76,14 @@ def read_feature(message: Any) -> Feature:
         )  # fmt: skip
     if kind == "imageType":
         image = message.type.imageType
-        return Feature(message.name, "image", None, (image.height, image.width), optional=optional, color=image.colorSpace)
+        return Feature(
+            message.name,
+            "image",
+            None,
+            (image.height, image.width),
+            optional=optional,
+            color=image.colorSpace,
+        )
     if kind == "stateType":
         array = message.type.stateType.arrayType
         return Feature(message.name, "state", _ARRAY_TYPES.get(array.dataType, "fp16"), tuple(array.shape))
@@ -93,7 +105,9 @@ def check_names(given: Any, features: dict[str, Feature]) -> None:
         raise InputError(f"The model has no input named {unknown}; its inputs are {sorted(features)}.")
     missing = [n for n, f in features.items() if n not in given and not f.optional]
     if missing:
-        raise InputError(f"Input {missing} is required and was not given; the model's inputs are {sorted(features)}.")
+        raise InputError(
+            f"Input {missing} is required and was not given; the model's inputs are {sorted(features)}."
+        )
 
 
 def input_tensor(value: Any, feature: Feature, kind: ValueType, *, fp32: bool) -> Tensor:

@@ -26,7 +26,9 @@ def image_to_tensor(image: Any, feature: Feature) -> Tensor:
         If it is not an image.
     """
     if not hasattr(image, "convert"):
-        raise InputError(f"Input {feature.name!r} must be a PIL image or an array, not {type(image).__name__}.")
+        raise InputError(
+            f"Input {feature.name!r} must be a PIL image or an array, not {type(image).__name__}."
+        )
     if feature.color in (GRAYSCALE, GRAYSCALE_FLOAT16):
         mode = "F" if feature.color == GRAYSCALE_FLOAT16 else "L"
         return torch.from_numpy(np.array(image.convert(mode), dtype=np.float32))[None, None]

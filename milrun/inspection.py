@@ -97,7 +97,11 @@ def inspect(path: str | Path) -> Inspection:
         for function in part.functions.values():
             functions.append(_function(function, prefix))
             for name, weight in constants(function):
-                key = id(weight) if not hasattr(weight, "blob") else hash((str(weight.file.path), weight.blob.offset))
+                key = (
+                    id(weight)
+                    if not hasattr(weight, "blob")
+                    else hash((str(weight.file.path), weight.blob.offset))
+                )
                 found.setdefault(key, (name, weight, set()))[2].add(prefix + function.name)
     infos = tuple(
         WeightInfo(n, str(w.type), w.encoding, w.stored_bytes, tuple(sorted(f))) for n, w, f in found.values()
@@ -137,7 +141,9 @@ def constants(function: Function) -> Iterator[tuple[str, Weight]]:
 def _function(function: Function, prefix: str) -> FunctionInfo:
     steps = function.steps()
     listing = tuple(
-        OperationInfo(s.name, s.kind, s.where, tuple(str(t) for t in s.types), sum(w.stored_bytes for w in s.weights))
+        OperationInfo(
+            s.name, s.kind, s.where, tuple(str(t) for t in s.types), sum(w.stored_bytes for w in s.weights)
+        )
         for s in steps
     )
     counts = dict(collections.Counter(s.kind for s in steps).most_common())

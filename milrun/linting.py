@@ -24,7 +24,17 @@ GIB = 1 << 30
 SCORE_LIMIT = 1 << 20
 _EEANE = "eeANE 2.1.0, measured on M2 with macOS 26 and 27"
 _INT16_ROWS = 1 << 15
-_MOVES = {"reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "concat", "split", "cast", "identity"}
+_MOVES = {
+    "reshape",
+    "transpose",
+    "expand_dims",
+    "squeeze",
+    "slice_by_index",
+    "concat",
+    "split",
+    "cast",
+    "identity",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,9 @@ def _tensors(step: Step) -> list[TensorType]:
     return [t for t in step.types if isinstance(t, TensorType)]
 
 
-def _many(function: Function, rule: str, severity: Severity, message: str, source: str, steps: list[Step]) -> Iterator[Finding]:
+def _many(
+    function: Function, rule: str, severity: Severity, message: str, source: str, steps: list[Step]
+) -> Iterator[Finding]:
     """One finding for a rule that several operations break: the first is named, the others counted."""
     if steps:
         more = f" ({len(steps)} operations; first: {steps[0].kind})"
@@ -129,28 +141,43 @@ def _scores(function: Function) -> Iterator[Finding]:
 
 
 def _islands(function: Function) -> Iterator[Finding]:
-    floats = collections.Counter(t.dtype.name for s in function.steps() for t in _tensors(s) if t.dtype.is_float)
+    floats = collections.Counter(
+        t.dtype.name for s in function.steps() for t in _tensors(s) if t.dtype.is_float
+    )
     if floats["fp16"]:
         fp32 = [
             s for s in function.steps()
             if s.kind != "cast" and any(t.dtype.name == "fp32" for t in _tensors(s))
         ]  # fmt: skip
         message = "FP32 operations leave the Neural Engine, which computes in FP16."
-        yield from _many(function, "fp32-island", "warning", message, "coremltools #2585, executorch #19523", fp32)
+        yield from _many(
+            function, "fp32-island", "warning", message, "coremltools #2585, executorch #19523", fp32
+        )
     elif floats["fp32"]:
         yield Finding("fp32-program", "warning", "The whole program is FP32: the Neural Engine computes in FP16 only.",
                       "Core ML Tools guide, typed execution", function.name)  # fmt: skip
     integers = [
-        s for s in function.steps() if s.kind not in _MOVES and any(t.dtype.kind == "int" for t in _tensors(s))
+        s
+        for s in function.steps()
+        if s.kind not in _MOVES and any(t.dtype.kind == "int" for t in _tensors(s))
     ]
     message = "Integer arithmetic is usually placed on the CPU."
-    yield from _many(function, "integer-island", "info", message, "reported with coremltools' add_int16_cast pass", integers)
+    yield from _many(
+        function,
+        "integer-island",
+        "info",
+        message,
+        "reported with coremltools' add_int16_cast pass",
+        integers,
+    )
 
 
 def _dynamic(function: Function) -> Iterator[Finding]:
     steps = [s for s in function.steps() if any(t.variadic or None in t.shape for t in _tensors(s))]
     message = "Shapes known only at run time: the Neural Engine needs fixed or enumerated ones."
-    yield from _many(function, "dynamic-shape", "warning", message, "Core ML Tools guide, flexible inputs", steps)
+    yield from _many(
+        function, "dynamic-shape", "warning", message, "Core ML Tools guide, flexible inputs", steps
+    )
 
 
 def _gathers(function: Function) -> Iterator[Finding]:
@@ -186,7 +213,12 @@ def _masks(function: Function) -> Iterator[Finding]:
 
 def _squares(function: Function) -> Iterator[Finding]:
     """A square in FP16 that a mean reads: the naive RMSNorm."""
-    means = {s for step in function.steps() if step.kind in ("reduce_mean", "reduce_sum") for s in step.parameters.get("x", [])}
+    means = {
+        s
+        for step in function.steps()
+        if step.kind in ("reduce_mean", "reduce_sum")
+        for s in step.parameters.get("x", [])
+    }
     steps = []
     for step in function.steps():
         half = any(t.dtype.name == "fp16" for t in _tensors(step))
@@ -195,7 +227,14 @@ def _squares(function: Function) -> Iterator[Finding]:
         if half and squares and set(step.outputs) & means:
             steps.append(step)
     message = "A mean of FP16 squares: from |x| = 256 on it overflows and the norm gives a finite row of zeros. Divide by the row's maximum first."
-    yield from _many(function, "square-overflow", "warning", message, "measured in FP16 arithmetic; executorch #19523", steps)
+    yield from _many(
+        function,
+        "square-overflow",
+        "warning",
+        message,
+        "measured in FP16 arithmetic; executorch #19523",
+        steps,
+    )
 
 
 _RULES: list[Callable[[Function], Iterator[Finding]]] = [

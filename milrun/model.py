@@ -19,7 +19,6 @@ from milrun.program import Function, plan_functions
 from milrun.types import DTYPES, StateType, TensorType, ValueType
 
 
-
 class Model:
     """An ML Program ready to run. Made by `milrun.load`."""
 
@@ -58,7 +57,9 @@ class Model:
         """
         name = name or self.default_function
         if name not in self.functions:
-            raise InputError(f"The model has no function {name!r}; its functions are {sorted(self.functions)}.")
+            raise InputError(
+                f"The model has no function {name!r}; its functions are {sorted(self.functions)}."
+            )
         return self.functions[name]
 
     def predict(
@@ -143,7 +144,9 @@ class Pipeline:
                 )
             known |= set(model.outputs[model.default_function])
         if set(self.outputs["main"]) - known:
-            raise PackageError(f"{self.package.path.name}: outputs {sorted(set(self.outputs['main']) - known)} come from no model.")
+            raise PackageError(
+                f"{self.package.path.name}: outputs {sorted(set(self.outputs['main']) - known)} come from no model."
+            )
 
     def make_state(self, function: str | None = None) -> dict[str, State]:
         """Fresh state buffers of all models."""
@@ -244,11 +247,12 @@ def _check_description(
         )
     absent = set(outputs) - set(function.outputs)
     if absent:
-        raise PackageError(f"{name}: function {function.name!r} doesn't give {sorted(absent)}, which the description promises.")
+        raise PackageError(
+            f"{name}: function {function.name!r} doesn't give {sorted(absent)}, which the description promises."
+        )
     for feature in inputs.values():
         kind = function.inputs[feature.name]
         if feature.dtype is not None and feature.dtype not in DTYPES:
             raise PackageError(f"{name}: input {feature.name!r} has an unknown type.")
         if not isinstance(kind, TensorType):
             raise PackageError(f"{name}: input {feature.name!r} is declared as {kind}.")
-

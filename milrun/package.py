@@ -47,7 +47,9 @@ class Package:
             raise PackageError(f"Weight file {name!r} lies outside the package {self.path.name}.")
         path = self.root / relative
         if not path.is_file():
-            raise PackageError(f"{self.path.name}: the program refers to {name!r}, and there is no such file.")
+            raise PackageError(
+                f"{self.path.name}: the program refers to {name!r}, and there is no such file."
+            )
         return open_blob_file(path)
 
     def with_spec(self, spec: Any) -> Package:
@@ -73,7 +75,9 @@ def read_package(path: str | Path) -> Package:
     try:
         spec.ParseFromString(spec_path.read_bytes())
     except (DecodeError, RecursionError) as error:
-        raise PackageError(f"{path.name}: {spec_path.name} is not a Core ML specification ({error}).") from None
+        raise PackageError(
+            f"{path.name}: {spec_path.name} is not a Core ML specification ({error})."
+        ) from None
     check_kind(spec, path.name)
     return Package(path, spec_path.parent, spec)
 
@@ -99,7 +103,9 @@ def _spec_path(path: Path) -> Path:
         if compiled.is_file():
             return compiled
         if path.suffix == ".mlmodelc":
-            raise PackageError(f"{path.name} was compiled by Core ML itself; milrun reads the .mlpackage it came from.")
+            raise PackageError(
+                f"{path.name} was compiled by Core ML itself; milrun reads the .mlpackage it came from."
+            )
         raise PackageError(f"{path.name}: Manifest.json is missing; a .mlpackage starts with it.")
     return _manifest_model(path)
 

@@ -124,7 +124,9 @@ class Planner:
         if message.opset not in message.block_specializations:
             raise PackageError(f"Function {name!r} has no block for its opset {message.opset!r}.")
         if message.opset not in _OPSETS:
-            raise PackageError(f"Function {name!r}: unknown opset {message.opset!r}; known are {sorted(_OPSETS)}.")
+            raise PackageError(
+                f"Function {name!r}: unknown opset {message.opset!r}; known are {sorted(_OPSETS)}."
+            )
         self.opset = _OPSETS[message.opset]
         scope = _Scope(None)
         inputs: dict[str, ValueType] = {}
@@ -135,10 +137,12 @@ class Planner:
         block = self._block(message.block_specializations[message.opset], scope, name, slots, 0)
         if self.unsupported:
             raise UnsupportedOperationError(
-                f"{self.package.path.name} uses operations that milrun cannot run: " + "; ".join(self.unsupported)
+                f"{self.package.path.name} uses operations that milrun cannot run: "
+                + "; ".join(self.unsupported)
             )
         outputs = {
-            n: self.types[s] for n, s in zip(message.block_specializations[message.opset].outputs, block.outputs, strict=True)
+            n: self.types[s]
+            for n, s in zip(message.block_specializations[message.opset].outputs, block.outputs, strict=True)
         }
         _assign_frees(block, set(block.outputs), {i for i, v in enumerate(self.values) if v is not None})
         return Function(
@@ -226,7 +230,9 @@ class Planner:
             if not isinstance(kind, TensorType):
                 raise PackageError(f"a compressed constant can't be a {kind}")
             declared.append(kind)
-        for (name, kind), weight in zip(types, constexpr.build(message.type, params, declared, cast_to), strict=True):
+        for (name, kind), weight in zip(
+            types, constexpr.build(message.type, params, declared, cast_to), strict=True
+        ):
             self._define(scope, name, kind, weight)
 
     def _value(self, message: Any) -> Any:
@@ -246,7 +252,13 @@ class Planner:
         return slot, self.values[slot]
 
     def _control(
-        self, message: Any, types: list[tuple[str, ValueType]], scope: _Scope, place: str, name: str, depth: int
+        self,
+        message: Any,
+        types: list[tuple[str, ValueType]],
+        scope: _Scope,
+        place: str,
+        name: str,
+        depth: int,
     ) -> Step:
         if len(message.blocks) != _CONTROL[message.type]:
             raise PackageError(f"needs {_CONTROL[message.type]} blocks, has {len(message.blocks)}")
@@ -277,7 +289,13 @@ class Planner:
         )  # fmt: skip
 
     def _step(
-        self, kernel: Kernel, message: Any, types: list[tuple[str, ValueType]], scope: _Scope, place: str, name: str
+        self,
+        kernel: Kernel,
+        message: Any,
+        types: list[tuple[str, ValueType]],
+        scope: _Scope,
+        place: str,
+        name: str,
     ) -> Step:
         known = {p.name for p in kernel.parameters if p.kind != "ctx"}
         unknown = set(message.inputs) - known
@@ -320,7 +338,9 @@ class Planner:
         step.template.append(None)
         slots = []
         for slot, value in bound:
-            slots.append(slot if slot is not None else self._define(_Scope(None), "literal", value.type, value))
+            slots.append(
+                slot if slot is not None else self._define(_Scope(None), "literal", value.type, value)
+            )
         step.dynamic.append((position, slots if several else slots[0], convert))
 
 
@@ -377,6 +397,14 @@ def plan_functions(package: Package, numerics: Numerics) -> dict[str, Function]:
             functions[name] = Planner(package, numerics).plan(name, program.functions[name])
         except MilrunError:
             raise
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
+        except (
+            ValueError,
+            TypeError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
             raise PackageError(f"{package.path.name}: function {name!r} is malformed ({error}).") from error
     return functions

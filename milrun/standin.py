@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from milrun.errors import MilrunError
+from milrun.errors import ExecutionError, MilrunError
 
 _NAME = "coremltools.libcoremlpython"
 _MACOS = (15, 5)
@@ -34,6 +34,8 @@ def _as_runtime_error() -> Iterator[None]:
     """Core ML's errors are RuntimeErrors; coremltools handles only those."""
     try:
         yield
+    except ExecutionError as error:
+        raise RuntimeError(f"Unable to compute the prediction using ML Program: {error}") from error
     except MilrunError as error:
         raise RuntimeError(str(error)) from error
 
@@ -104,7 +106,9 @@ class NeuralEngineDeviceProxy(ComputeDeviceProxy):
 class ModelProxy:
     """`_MLModelProxy`: what `MLModel` and `CompiledMLModel` call."""
 
-    def __init__(self, path: str, compute_units: str, function: str, _hints: dict[str, str], asset: Any) -> None:
+    def __init__(
+        self, path: str, compute_units: str, function: str, _hints: dict[str, str], asset: Any
+    ) -> None:
         from milrun.model import load  # noqa: PLC0415 - installing must not load torch
 
         if compute_units not in _UNITS:
@@ -227,7 +231,9 @@ class ModelProxy:
     @staticmethod
     def get_compute_plan(_path: str, _units: str) -> Any:
         """Refused: only Core ML can say where it would place operations."""
-        raise RuntimeError("Placement is Core ML's decision and needs a Mac; milrun.lint(path) predicts from rules.")
+        raise RuntimeError(
+            "Placement is Core ML's decision and needs a Mac; milrun.lint(path) predicts from rules."
+        )
 
 
 def _link_or_copy(source: str, target: str) -> str:
@@ -271,7 +277,9 @@ def install(*, force: bool = False) -> None:
     if _undo:
         return
     if sys.platform == "darwin" and not force:
-        raise MilrunError("This is a Mac: coremltools predicts with the real Core ML. install(force=True) overrides.")
+        raise MilrunError(
+            "This is a Mac: coremltools predicts with the real Core ML. install(force=True) overrides."
+        )
     module = ModuleType(_NAME, __doc__)
     for name, value in _EXPORTS.items():
         setattr(module, name, value)
@@ -279,7 +287,13 @@ def install(*, force: bool = False) -> None:
     sys.modules[_NAME] = module
     _undo.append(lambda: _restore_module(previous))
     package = importlib.import_module("coremltools")
-    for name in ("models.model", "models.utils", "models._compiled_model", "models.compute_plan", "models.compute_device"):
+    for name in (
+        "models.model",
+        "models.utils",
+        "models._compiled_model",
+        "models.compute_plan",
+        "models.compute_device",
+    ):
         importlib.import_module(f"coremltools.{name}")
     _set(package, "libcoremlpython", module)
     utils = sys.modules["coremltools.models.utils"]

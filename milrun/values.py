@@ -14,7 +14,6 @@ from milrun.types import ListType, TensorType, type_from_proto
 from milrun.weights import BlobWeight, ImmediateWeight, Weight, as_tensor
 
 
-
 def read_value(message: Any, package: Package) -> Weight | str | list[Any]:
     """A constant: a `Weight`, a string (scalar of type string) or a list of strings or integers.
 

@@ -25,7 +25,9 @@ def scaled_dot_product_attention(
         scores = matmul_fp16(query, key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
         if attn_mask is not None:
             mask = attn_mask
-            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask.float()
+            scores = (
+                scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask.float()
+            )
         return matmul_fp16(torch.softmax(scores, -1).half(), value)
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -math.inf)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from milrun.errors import ExecutionError
-from milrun.ops.registry import Context, op
+from milrun.ops.registry import Context, bounded, op
+from milrun.types import ListType
 
 _MAX_LENGTH = 1 << 24
 
@@ -24,7 +25,13 @@ def make_list(
     """A list of `init_length` empty places; a place is zeros until it is written."""
     if not 0 <= init_length <= _MAX_LENGTH:
         raise ExecutionError(f"a list of {init_length} elements")
-    return [None] * init_length
+    kind = ctx.outputs[0]
+    element = kind.element if isinstance(kind, ListType) else None
+    if element is None or element.size is None:
+        return [None] * init_length
+    dtype_ = torch.float32 if ctx.numerics.fp32 and element.dtype.name == "fp16" else element.dtype.carrier
+    bounded([init_length, *(d or 0 for d in element.shape)])
+    return [torch.zeros([d or 0 for d in element.shape], dtype=dtype_)] * init_length
 
 
 def _read(ls: list[Tensor | None], index: int) -> Tensor:

@@ -134,7 +134,9 @@ def conv_quantized(
 ) -> Tensor:
     """`conv` with `weight * quant_scale + quant_bias` as weights (linear quantization only)."""
     if quantization_type != "linear":
-        raise ExecutionError(f"conv_quantized: quantization_type {quantization_type!r} is not defined for ML Programs")
+        raise ExecutionError(
+            f"conv_quantized: quantization_type {quantization_type!r} is not defined for ML Programs"
+        )
     shape = [-1, *[1] * (weight.ndim - 1)]
     scale = quant_scale.reshape(shape) if quant_scale.ndim == 1 else quant_scale
     offset = quant_bias.reshape(shape) if quant_bias.ndim == 1 else quant_bias

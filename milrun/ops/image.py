@@ -80,7 +80,9 @@ def upsample_bilinear(
     if align_corners and half:
         raise ExecutionError("align_corners and half_pixel_centers exclude each other")
     rows = _upsample_grid(x.shape[-2], scale_factor_height, corners=align_corners, half=half)
-    return _bilinear(x, rows, _upsample_grid(x.shape[-1], scale_factor_width, corners=align_corners, half=half))
+    return _bilinear(
+        x, rows, _upsample_grid(x.shape[-1], scale_factor_width, corners=align_corners, half=half)
+    )
 
 
 def _nearest(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -94,7 +96,9 @@ def _floor_grid(n_in: int, n_out: int) -> Tensor:
 
 
 @op("upsample_nearest_neighbor", native=True)
-def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
+def upsample_nearest_neighbor(
+    x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1
+) -> Tensor:
     """Each output pixel takes the input pixel that its corner falls into."""
     h, w = math.floor(x.shape[-2] * scale_factor_height), math.floor(x.shape[-1] * scale_factor_width)
     return _nearest(x, _floor_grid(x.shape[-2], h), _floor_grid(x.shape[-1], w))
@@ -197,7 +201,9 @@ def crop_resize(
     for entry in roi.float().reshape(roi.shape[0], -1).tolist():
         images = [x[int(entry[0])]] if len(entry) == 5 else list(x)
         box = entry[-4:]
-        results.append(torch.stack([_crop_one(i, box, (target_height, target_width), *settings) for i in images]))
+        results.append(
+            torch.stack([_crop_one(i, box, (target_height, target_width), *settings) for i in images])
+        )
     return torch.stack(results)
 
 
@@ -312,9 +318,6 @@ def affine(
     ys, xs = torch.meshgrid(axis(output_height), axis(output_width), indexing="ij")
     matrix = transform_matrix.expand(x.shape[0], 6)
     points = torch.stack(
-        [
-            torch.stack([m[0] * xs + m[1] * ys + m[2], m[3] * xs + m[4] * ys + m[5]], -1)
-            for m in matrix
-        ]
+        [torch.stack([m[0] * xs + m[1] * ys + m[2], m[3] * xs + m[4] * ys + m[5]], -1) for m in matrix]
     )
     return resample(x, points, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)

@@ -46,10 +46,10 @@ def linear(x: Tensor, weight: Lazy, ctx: Context, bias: Lazy | None = None) -> T
         result = _linear_blocks(x, weight)
         return result if offset is None else result + offset
     matrix = operand(weight, ctx)
-    if not x.is_floating_point():
+    if not x.is_floating_point() and not matrix.is_floating_point():
         result = _integer_matmul(x, matrix.T)
         return result if offset is None else result + offset
-    return functional.linear(x, matrix, offset)
+    return functional.linear(x.float(), matrix.float(), None if offset is None else offset.float())
 
 
 def _worth_blocks(weight: Weight, ctx: Context) -> bool:
@@ -81,7 +81,7 @@ def matmul(x: Lazy, y: Lazy, ctx: Context, transpose_x: bool = False, transpose_
         result = matmul_fp16(a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None])
         result = result if a.ndim > 1 else result.squeeze(-2)
         return result if b.ndim > 1 else result.squeeze(-1)
-    return torch.matmul(a.to(torch.float32), b.to(torch.float32))
+    return torch.matmul(a.float(), b.float())
 
 
 @op("einsum")

@@ -79,6 +79,14 @@ def layer_norm(
 
 
 @op("local_response_norm")
-def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """`x / (k + alpha / size * sum of squares of neighbouring channels) ** beta`."""
+def local_response_norm(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """`x / (k + alpha / size * sum of squares of neighbouring channels) ** beta`.
+
+    Channels are the third axis from the end: the documentation's (n, C, *D) is that for rank 4, and
+    for rank 3 the numbers in coremltools' smoke test fit no other reading.
+    """
+    if x.ndim == 3:
+        return functional.local_response_norm(x[None], size, alpha, beta, k)[0]
     return functional.local_response_norm(x, size, alpha, beta, k)

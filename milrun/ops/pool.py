@@ -15,7 +15,12 @@ _MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_po
 
 
 def _windows(
-    x: Tensor, kernel: list[int], strides: list[int] | None, pad_type: str, pad: list[int] | None, ceil_mode: bool
+    x: Tensor,
+    kernel: list[int],
+    strides: list[int] | None,
+    pad_type: str,
+    pad: list[int] | None,
+    ceil_mode: bool,
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Strides and the (before, after) padding, enlarged at the end where `ceil_mode` needs it."""
     sizes = list(x.shape[2:])

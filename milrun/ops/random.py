@@ -17,13 +17,17 @@ def _generator(seed: int, ctx: Context) -> torch.Generator:
 
 
 @op("random_uniform")
-def random_uniform(shape: list[int], ctx: Context, low: float = 0.0, high: float = 1.0, seed: int = -1) -> Tensor:
+def random_uniform(
+    shape: list[int], ctx: Context, low: float = 0.0, high: float = 1.0, seed: int = -1
+) -> Tensor:
     """Uniform over [low, high)."""
     return low + (high - low) * torch.rand(bounded(shape), generator=_generator(seed, ctx))
 
 
 @op("random_normal")
-def random_normal(shape: list[int], ctx: Context, mean: float = 0.0, stddev: float = 1.0, seed: int = -1) -> Tensor:
+def random_normal(
+    shape: list[int], ctx: Context, mean: float = 0.0, stddev: float = 1.0, seed: int = -1
+) -> Tensor:
     """Normal with a mean and a standard deviation."""
     return mean + stddev * torch.randn(bounded(shape), generator=_generator(seed, ctx))
 
@@ -35,7 +39,9 @@ def random_bernoulli(shape: list[int], ctx: Context, prob: float = 0.5, seed: in
 
 
 @op("random_categorical")
-def random_categorical(x: Tensor, ctx: Context, mode: str = "logits", size: int = 1, seed: int = -1) -> Tensor:
+def random_categorical(
+    x: Tensor, ctx: Context, mode: str = "logits", size: int = 1, seed: int = -1
+) -> Tensor:
     """`size` draws with replacement from each row's distribution."""
     weights = torch.softmax(x, -1) if mode == "logits" else x
     flat = weights.reshape(-1, x.shape[-1])

@@ -14,14 +14,15 @@ from torch import Tensor
 from milrun.errors import ExecutionError
 from milrun.ops.registry import op
 
-# scaled_tanh and hard sigmoid: Core ML's constants for recurrent layers.
+# The parametric ones with their standard defaults, by which scaled_tanh is tanh (alpha = beta = 1)
+# and the hard sigmoid is 0.2 x + 0.5: coremltools' own tests state them.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "sigmoid_hard": lambda x: (0.2 * x + 0.5).clamp(0, 1),
     "hard_sigmoid": lambda x: (0.2 * x + 0.5).clamp(0, 1),
-    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2.0 / 3.0 * x),
+    "scaled_tanh": torch.tanh,
     "linear": lambda x: x,
 }
 

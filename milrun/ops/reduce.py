@@ -49,7 +49,11 @@ def _register(name: str, function: Callable[[Tensor, list[int], Context], Tensor
     def kernel(x: Tensor, ctx: Context, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
         over = sorted({a % x.ndim for a in axes}) if axes is not None else list(range(x.ndim))
         result = function(x, over, ctx) if over else function(x[None], [0], ctx)[0]
-        return result if keep_dims or not over else result.reshape([d for a, d in enumerate(x.shape) if a not in over])
+        return (
+            result
+            if keep_dims or not over
+            else result.reshape([d for a, d in enumerate(x.shape) if a not in over])
+        )
 
 
 for _name, _function in _REDUCTIONS.items():

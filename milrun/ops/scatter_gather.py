@@ -25,7 +25,9 @@ def _indices(indices: Tensor, size: int, validate: bool) -> Tensor:
 
 
 @op("gather", native=True)
-def gather(x: Lazy, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+def gather(
+    x: Lazy, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
+) -> Tensor:
     """`x[..., indices, ...]` at `axis`. Of a constant table only the rows asked for are decoded."""
     axis %= len(x.shape)
     chosen = _indices(indices, x.shape[axis], validate_indices)
@@ -90,7 +92,12 @@ def _combine(target: Tensor, axis: int, index: Tensor, updates: Tensor, mode: st
 
 @op("scatter")
 def scatter(
-    data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
 ) -> Tensor:
     """Fold slices of `updates` into `data` at positions along an axis."""
     axis %= data.ndim
@@ -102,7 +109,12 @@ def scatter(
 
 @op("scatter_along_axis")
 def scatter_along_axis(
-    data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
 ) -> Tensor:
     """Fold elements of `updates` into `data`, each at its own position along an axis."""
     axis %= data.ndim

@@ -25,7 +25,9 @@ def reshape(x: Tensor, shape: list[int]) -> Tensor:
     """New shape; one -1 is inferred, 0 keeps the dimension at the same position (iOS 15, 16)."""
     if 0 in shape and x.numel():
         if len(shape) != x.ndim:
-            raise ExecutionError(f"a 0 in shape {shape} needs an input of the same rank, not {tuple(x.shape)}")
+            raise ExecutionError(
+                f"a 0 in shape {shape} needs an input of the same rank, not {tuple(x.shape)}"
+            )
         shape = [x.shape[i] if s == 0 else s for i, s in enumerate(shape)]
     return x.reshape(shape)
 
@@ -166,7 +168,12 @@ def range_1d(start: Tensor, end: Tensor, step: Tensor, ctx: Context) -> Tensor:
 
 @op("one_hot", native=True)
 def one_hot(
-    indices: Tensor, one_hot_vector_size: int, ctx: Context, axis: int = -1, on_value: float = 1, off_value: float = 0
+    indices: Tensor,
+    one_hot_vector_size: int,
+    ctx: Context,
+    axis: int = -1,
+    on_value: float = 1,
+    off_value: float = 0,
 ) -> Tensor:
     """`on_value` where the new axis' position is the index; an index outside gives none."""
     bounded([*indices.shape, one_hot_vector_size])
@@ -182,7 +189,12 @@ def pad_tensor(x: Tensor, pad: list[int], mode: str = "constant", constant_val: 
     """Pad the last `len(pad) / 2` axes: (before, after) pairs in the order of the axes."""
     count = len(pad) // 2
     first = x.ndim - count
-    bounded([d + sum(pad[2 * (a - first) : 2 * (a - first) + 2]) if a >= first else d for a, d in enumerate(x.shape)])
+    bounded(
+        [
+            d + sum(pad[2 * (a - first) : 2 * (a - first) + 2]) if a >= first else d
+            for a, d in enumerate(x.shape)
+        ]
+    )
     if mode == "constant":
         flat = [p for i in reversed(range(count)) for p in (pad[2 * i], pad[2 * i + 1])]
         return functional.pad(x, flat, value=constant_val)
@@ -268,7 +280,9 @@ def batch_to_space(x: Tensor, block_shape: list[int], crops: list[int]) -> Tenso
     rows, columns = block_shape
     n, c, h, w = x.shape
     n //= rows * columns
-    parts = x.reshape(rows, columns, n, c, h, w).permute(2, 3, 4, 0, 5, 1).reshape(n, c, h * rows, w * columns)
+    parts = (
+        x.reshape(rows, columns, n, c, h, w).permute(2, 3, 4, 0, 5, 1).reshape(n, c, h * rows, w * columns)
+    )
     return parts[:, :, crops[0] : h * rows - crops[1], crops[2] : w * columns - crops[3]]
 
 

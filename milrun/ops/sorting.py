@@ -91,7 +91,9 @@ def _nms(
     numbers = torch.zeros(n, dtype=torch.int32)
     for b in range(n):
         best = scores[b].amax(1)
-        candidates = torch.nonzero(best >= threshold)[:, 0] if threshold > float("-inf") else torch.arange(count)
+        candidates = (
+            torch.nonzero(best >= threshold)[:, 0] if threshold > float("-inf") else torch.arange(count)
+        )
         corners = _corners(boxes[b])
         if per_class:
             label = scores[b].argmax(1)
@@ -128,6 +130,11 @@ def non_maximum_suppression_17(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As before, with boxes last: (n, 4, B) and (n, K, B), and neither score threshold nor count."""
     kept, values, indices, _ = _nms(
-        boxes.transpose(1, 2), scores.transpose(1, 2), iou_threshold, float("-inf"), max_boxes, per_class_suppression
+        boxes.transpose(1, 2),
+        scores.transpose(1, 2),
+        iou_threshold,
+        float("-inf"),
+        max_boxes,
+        per_class_suppression,
     )
     return kept.transpose(1, 2), values.transpose(1, 2), indices
