@@ -64,7 +64,9 @@ def _grid_optimum(ordered: Doubles, sums: Doubles, entries: int) -> Doubles:
     for _ in range(min(entries, len(edges) - 1) - 1):
         through = best[:, None] + cost
         steps.append(through.argmin(0))
-        best = np.minimum(through.min(0), best)  # fewer clusters never cost less; this keeps the first ones finite
+        best = np.minimum(
+            through.min(0), best
+        )  # fewer clusters never cost less; this keeps the first ones finite
     chosen = [len(edges) - 1]
     for step in reversed(steps):
         chosen.append(int(step[chosen[-1]]))

@@ -117,7 +117,11 @@ def spans(source: Source, layout: str, size_limit: int, checkpoint: Checkpoint) 
 def _fp16_bytes(source: Source, checkpoint: Checkpoint) -> dict[str, int]:
     with torch.device("meta"):
         whole = Part(
-            source.architecture, source.config, source.recipe, Span(0, source.config.layers, first=True, last=True), 8
+            source.architecture,
+            source.config,
+            source.recipe,
+            Span(0, source.config.layers, first=True, last=True),
+            8,
         )
     sizes = {"embeddings": 0, "final": 0} | {str(i): 0 for i in range(source.config.layers)}
     for name, parameter in whole.named_parameters():

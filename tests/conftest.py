@@ -39,7 +39,8 @@ def write_modules(folder: Path, pooling: dict[str, object], kinds: tuple[str, ..
     """`modules.json` and the pooling's own file."""
     paths = ["", *(f"{i}_{kind.rsplit('.', 1)[-1]}" for i, kind in enumerate(kinds) if i)]
     modules = [
-        {"idx": i, "name": str(i), "path": p, "type": k} for i, (p, k) in enumerate(zip(paths, kinds, strict=True))
+        {"idx": i, "name": str(i), "path": p, "type": k}
+        for i, (p, k) in enumerate(zip(paths, kinds, strict=True))
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir(exist_ok=True)
@@ -56,7 +57,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     def make(mode: str = "pooling_mode_mean_tokens", seed: int = 0, **sizes: object) -> Path:
         folder = tmp_path_factory.mktemp("checkpoint")
         torch.manual_seed(seed)
-        model = BertModel(BertConfig(**{**TINY_BERT, "initializer_range": 0.2} | sizes), add_pooling_layer=False)
+        model = BertModel(
+            BertConfig(**{**TINY_BERT, "initializer_range": 0.2} | sizes), add_pooling_layer=False
+        )
         model.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             shutil.copy(minilm() / name, folder)
@@ -71,14 +74,30 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def tiny_release(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release folder made by the whole command from a tiny checkpoint: two buckets, three variants, one layout."""
     out = tmp_path_factory.mktemp("release") / "tiny"
-    run("pipeline", f"path:{tiny_checkpoint()}", "--out", out, "--max-length", 16, 64, "--variant", "fp16", "int8")
+    run(
+        "pipeline",
+        f"path:{tiny_checkpoint()}",
+        "--out",
+        out,
+        "--max-length",
+        16,
+        64,
+        "--variant",
+        "fp16",
+        "int8",
+    )
     return out
 
 
 def run(*command: object, cwd: Path = ROOT, fails: bool = False, env: dict[str, str] | None = None) -> str:
     """Run `python -m COMMAND`; gives stdout, or stderr where it is expected to fail."""
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=cwd, capture_output=True, text=True, check=False, env=env
+        [sys.executable, "-m", *map(str, command)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stderr if fails else done.stdout

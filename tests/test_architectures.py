@@ -43,7 +43,9 @@ def embed(parts, folder, side="right"):
     for text in TEXTS:
         ids = model.tokenizer(text, truncation=True, max_length=64)["input_ids"]
         pad = [0] * (64 - len(ids))
-        row, mask = (ids + pad, [1] * len(ids) + pad) if side == "right" else (pad + ids, pad + [1] * len(ids))
+        row, mask = (
+            (ids + pad, [1] * len(ids) + pad) if side == "right" else (pad + ids, pad + [1] * len(ids))
+        )
         x, mask = torch.tensor([row], dtype=torch.int32), torch.tensor([mask], dtype=torch.int32)
         with torch.no_grad():
             for part in parts:
@@ -60,7 +62,9 @@ def test_equals_sentence_transformers(tiny_checkpoint, sizes):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@pytest.mark.parametrize("mode", ["pooling_mode_cls_token", "pooling_mode_lasttoken", "pooling_mode_mean_tokens"])
+@pytest.mark.parametrize(
+    "mode", ["pooling_mode_cls_token", "pooling_mode_lasttoken", "pooling_mode_mean_tokens"]
+)
 def test_each_pooling_equals_sentence_transformers(tiny_checkpoint, mode):
     folder = tiny_checkpoint(mode)
     ours, theirs = embed([load(folder)], folder)
@@ -70,7 +74,11 @@ def test_each_pooling_equals_sentence_transformers(tiny_checkpoint, mode):
 
 def test_parts_chain_to_the_whole(tiny_checkpoint):
     folder = tiny_checkpoint()
-    spans = [Span(0, 1, first=True, last=False), Span(1, 2, first=False, last=False), Span(2, 3, first=False, last=True)]
+    spans = [
+        Span(0, 1, first=True, last=False),
+        Span(1, 2, first=False, last=False),
+        Span(2, 3, first=False, last=True),
+    ]
     whole, _ = embed([load(folder)], folder)
     chained, _ = embed([load(folder, span) for span in spans], folder)
 

@@ -54,10 +54,16 @@ def test_bytes_equal_coremltools_writer(tmp_path):
 
 
 def test_a_blob_that_is_not_filled_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="not filled"), Writer(tmp_path / "w.bin", [Blob("int8", (4,))]) as writer:
+    with (
+        pytest.raises(ValueError, match="not filled"),
+        Writer(tmp_path / "w.bin", [Blob("int8", (4,))]) as writer,
+    ):
         writer.append(0, b"abc")
 
 
 def test_more_than_a_blob_holds_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="given more"), Writer(tmp_path / "w.bin", [Blob("int8", (4,))]) as writer:
+    with (
+        pytest.raises(ValueError, match="given more"),
+        Writer(tmp_path / "w.bin", [Blob("int8", (4,))]) as writer,
+    ):
         writer.append(0, b"abcde")

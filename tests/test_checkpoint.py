@@ -29,7 +29,9 @@ def test_rows_equal_torch(folder, name, monkeypatch):
     monkeypatch.setattr("pipeline.checkpoint.BLOCK", 4 * 7 * 16)
     path, tensors = folder
     checkpoint = Checkpoint(path)
-    found = np.concatenate(list(checkpoint.rows(checkpoint.find(name, tuple(tensors[name].shape)), multiple=8)))
+    found = np.concatenate(
+        list(checkpoint.rows(checkpoint.find(name, tuple(tensors[name].shape)), multiple=8))
+    )
 
     np.testing.assert_array_equal(found, tensors[name].float().numpy())
 

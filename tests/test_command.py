@@ -23,7 +23,9 @@ def build(source, out, *more, fails=False):
 
 
 def test_the_release_verifies_and_equals_sentence_transformers(tiny_checkpoint, tiny_release):
-    texts = ["", "Hello", "The capital of China is Beijing.", "importance of trees"] + [f"text number {i}" for i in range(20)]
+    texts = ["", "Hello", "The capital of China is Beijing.", "importance of trees"] + [
+        f"text number {i}" for i in range(20)
+    ]
     theirs = SentenceTransformer(str(tiny_checkpoint()), device="cpu").encode(texts)
     ours = Embedder.from_pretrained(tiny_release, engine="milrun").encode(texts)
 
@@ -60,7 +62,8 @@ def test_buckets_share_the_weights(tiny_checkpoint, tmp_path):
     build(source, tmp_path / "one", "--max-length", 16)
     build(source, tmp_path / "three", "--max-length", 16, 32, 64)
     one, three = (
-        (tmp_path / n / "fp16.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size for n in ("one", "three")
+        (tmp_path / n / "fp16.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+        for n in ("one", "three")
     )
 
     assert three <= 1.02 * one
@@ -73,7 +76,10 @@ def test_parts_fit_the_limit_and_give_the_same_bits(tiny_checkpoint, tmp_path):
     texts = ["one", "two words", "", "importance"]
     single = Embedder.from_pretrained(tmp_path / "single", engine="milrun").encode(texts)
     parts = Embedder.from_pretrained(tmp_path / "parts", engine="milrun").encode(texts)
-    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in (tmp_path / "parts").glob("*/*.mlpackage")]
+    sizes = [
+        sum(f.stat().st_size for f in p.rglob("*") if f.is_file())
+        for p in (tmp_path / "parts").glob("*/*.mlpackage")
+    ]
 
     assert len(sizes) > 1
     assert max(sizes) <= 5 << 20
@@ -93,15 +99,30 @@ def test_two_builds_have_the_same_bytes(tiny_checkpoint, tiny_release, tmp_path)
 
 
 @pytest.mark.parametrize("after", [0.5, 2.0, 4.0, 6.0, 9.0, 12.0])
-def test_killed_at_any_moment_a_second_run_ends_with_the_same_bytes(tiny_checkpoint, tiny_release, tmp_path, after):
+def test_killed_at_any_moment_a_second_run_ends_with_the_same_bytes(
+    tiny_checkpoint, tiny_release, tmp_path, after
+):
     out = tmp_path / "tiny"
-    command = ["pipeline", f"path:{tiny_checkpoint()}", "--out", str(out), "--max-length", "16", "64", "--variant", "fp16", "int8"]
+    command = [
+        "pipeline",
+        f"path:{tiny_checkpoint()}",
+        "--out",
+        str(out),
+        "--max-length",
+        "16",
+        "64",
+        "--variant",
+        "fp16",
+        "int8",
+    ]
     with subprocess.Popen(
         [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         time.sleep(after)
         process.send_signal(signal.SIGKILL)
-    complete = [p for p in tmp_path.rglob("*.mlpackage") if not any(x.startswith(".partial-") for x in p.parts)]
+    complete = [
+        p for p in tmp_path.rglob("*.mlpackage") if not any(x.startswith(".partial-") for x in p.parts)
+    ]
     for package in complete:  # what is at a final path is whole
         ct.models.utils.load_spec(str(package))
         assert (package / "Data/com.apple.CoreML/weights/weight.bin").exists()
@@ -132,13 +153,29 @@ def edit(folder, name, **changes):
 
 MISTAKES = {
     "unknown variant": (lambda f: None, ["--variant", "int3"], "no entry 'int3' under `variants:`"),
-    "beyond the positions": (lambda f: None, ["--max-length", 65], "max_length 65 is beyond the model's 64 positions"),
+    "beyond the positions": (
+        lambda f: None,
+        ["--max-length", 65],
+        "max_length 65 is beyond the model's 64 positions",
+    ),
     "unordered lengths": (lambda f: None, ["--max-length", 64, 16], "rising order"),
-    "unsupported config": (lambda f: edit(f, "config.json", model_type="rwkv"), [], "no architecture for model_type 'rwkv'"),
-    "config of another size": (lambda f: edit(f, "config.json", intermediate_size=65), [], "config.json implies"),
+    "unsupported config": (
+        lambda f: edit(f, "config.json", model_type="rwkv"),
+        [],
+        "no architecture for model_type 'rwkv'",
+    ),
+    "config of another size": (
+        lambda f: edit(f, "config.json", intermediate_size=65),
+        [],
+        "config.json implies",
+    ),
     "vocabulary": (lambda f: edit(f, "config.json", vocab_size=100), [], "config.json implies [100, 32]"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), [], "no model.safetensors"),
-    "limit too small": (lambda f: None, ["--layout", "parts", "--size-limit", "1KiB"], "more than the size limit"),
+    "limit too small": (
+        lambda f: None,
+        ["--layout", "parts", "--size-limit", "1KiB"],
+        "more than the size limit",
+    ),
 }
 
 
@@ -159,7 +196,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tiny_checkpoint, tmp_path, mis
 def test_a_gate_that_is_missed_fails_and_leaves_no_release(tiny_checkpoint, tmp_path):
     """Random tiny weights lose too much at 4 bits: the command names what was measured and allowed."""
     out = tmp_path / "out"
-    said = build(tiny_checkpoint(initializer_range=1.0), out, "--max-length", 16, "--variant", "int4", fails=True)
+    said = build(
+        tiny_checkpoint(initializer_range=1.0), out, "--max-length", 16, "--variant", "int4", fails=True
+    )
 
     assert "allowed at least 0.85" in said
     assert not out.exists()

@@ -57,7 +57,9 @@ def test_a_constant_weight_is_exact_in_every_scheme(value):
     weight = np.full((16, 32), value, np.float32)
     tables, indices = cluster(weight.astype(np.float16), 16)
     made = encodings.Linear(8, 0, "iOS18").encode("w", weight)
-    decoded = np.frombuffer(made["data"], np.int8) * np.frombuffer(made["scale"], np.float16)[0].astype(np.float32)
+    decoded = np.frombuffer(made["data"], np.int8) * np.frombuffer(made["scale"], np.float16)[0].astype(
+        np.float32
+    )
 
     assert np.take_along_axis(tables, indices.astype(int), 1).astype(np.float32) == pytest.approx(value)
     assert decoded == pytest.approx(value, rel=1e-3)

@@ -19,9 +19,17 @@ NEW = (
 @pytest.mark.parametrize(
     ("kinds", "pooling", "expected"),
     [
-        (CHAIN, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, Recipe("mean", normalize=True)),
+        (
+            CHAIN,
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+            Recipe("mean", normalize=True),
+        ),
         (CHAIN[:2], {"pooling_mode_cls_token": True}, Recipe("cls", normalize=False)),
-        (CHAIN, {"pooling_mode_lasttoken": True, "include_prompt": True}, Recipe("lasttoken", normalize=True)),
+        (
+            CHAIN,
+            {"pooling_mode_lasttoken": True, "include_prompt": True},
+            Recipe("lasttoken", normalize=True),
+        ),
         (NEW, {"embedding_dimension": 32, "pooling_mode": "mean"}, Recipe("mean", normalize=True)),
     ],
 )
@@ -45,7 +53,11 @@ def test_dense_layers_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("kinds", "pooling", "message"),
     [
-        (("x.Transformer", "x.Pooling", "x.LayerNorm"), {"pooling_mode_mean_tokens": True}, "Transformer > Pooling > LayerNorm"),
+        (
+            ("x.Transformer", "x.Pooling", "x.LayerNorm"),
+            {"pooling_mode_mean_tokens": True},
+            "Transformer > Pooling > LayerNorm",
+        ),
         (("x.Transformer", "x.WeightedLayerPooling"), {}, "not implemented"),
         (CHAIN, {"pooling_mode_max_tokens": True}, "max"),
         (CHAIN, {}, "not declared"),
