@@ -18,7 +18,7 @@ repro: .venv/installed
 
 # All tests, against small real things: checkpoints, servers, processes.
 test: .venv/installed
-	pytest
+	pytest -n 2
 
 # Style.
 lint: .venv/installed

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import coremltools as ct
-    from coremltools.converters.mil import Builder
-    from coremltools.converters.mil import register_torch_op
+    from coremltools.converters.mil import Builder, register_torch_op
     from coremltools.converters.mil.backend.mil.load import (
         MILProtoExporter,
         create_file_value_tensor,

@@ -50,7 +50,7 @@ def test_what_is_not_a_vector_is_not_returned(tiny_release, value):
     class Broken:
         name = "broken"
 
-        def run(self, function, ids, mask):
+        def run(self, *_):
             return np.full((1, 32), value, np.float32)
 
     embedder = Embedder.from_pretrained(tiny_release, engine="milrun")
