@@ -148,6 +148,10 @@ def download(source: str, revision: str | None, where: places.Places, license_id
         for target, path in files.items():
             link(path, partial / target)
         Checkpoint(partial)
+        if (
+            kind == "path"
+        ):  # where a folder lies on this machine is nobody else's business, nor part of a release
+            source = f"path:{Path(name).expanduser().resolve().name}"
         record = {"source": source, "revision": revision, "license": license_id, "files": inventory(partial)}
     write_json(where.source, record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import shutil
@@ -9,10 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
+
+from pipeline.__main__ import build, options
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,8 +56,9 @@ CHAIN = tuple(f"sentence_transformers.models.{kind}" for kind in ("Transformer",
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A factory of tiny random BERT checkpoints as sentence-transformers folders."""
+    """A factory of tiny random BERT checkpoints as sentence-transformers folders; one folder for the same sizes."""
 
+    @functools.cache
     def make(mode: str = "pooling_mode_mean_tokens", seed: int = 0, **sizes: object) -> Path:
         folder = tmp_path_factory.mktemp("checkpoint")
         torch.manual_seed(seed)
@@ -74,19 +79,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def tiny_release(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release folder made by the whole command from a tiny checkpoint: two buckets, three variants, one layout."""
     out = tmp_path_factory.mktemp("release") / "tiny"
-    run(
-        "pipeline",
-        f"path:{tiny_checkpoint()}",
-        "--out",
-        out,
-        "--max-length",
-        16,
-        64,
-        "--variant",
-        "fp16",
-        "int8",
+    build_release(
+        f"path:{tiny_checkpoint()}", "--out", out, "--max-length", 16, 64, "--variant", "fp16", "int8"
     )
     return out
+
+
+def build_release(*arguments: object) -> dict[str, Any]:
+    """What `python -m pipeline` does, in this process: its imports take longer than a tiny model."""
+    return build(options([str(a) for a in arguments]))
 
 
 def run(*command: object, cwd: Path = ROOT, fails: bool = False, env: dict[str, str] | None = None) -> str:

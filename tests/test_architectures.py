@@ -1,5 +1,7 @@
 """Every architecture, at tiny sizes, against transformers and sentence-transformers in FP32."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -97,10 +99,10 @@ def test_pooling_finds_real_tokens_on_either_side(tiny_checkpoint, mode):
     torch.testing.assert_close(part.pool(hidden, real)[0], expected)
 
 
-def test_a_dense_module_is_applied(tiny_checkpoint):
+def test_a_dense_module_is_applied(tiny_checkpoint, tmp_path):
     from sentence_transformers.models import Dense  # noqa: PLC0415
 
-    folder = tiny_checkpoint()
+    folder = shutil.copytree(tiny_checkpoint(), tmp_path / "dense")
     dense = Dense(32, 16)
     (folder / "2_Dense").mkdir()
     dense.save(str(folder / "2_Dense"))

@@ -73,11 +73,11 @@ def test_what_is_not_implemented_is_refused(tmp_path, kinds, pooling, message):
 
 
 def test_no_declaration_is_an_error(tmp_path):
-    with pytest.raises(PipelineError, match="no modules.json"):
+    with pytest.raises(PipelineError, match=r"no modules\.json"):
         read_recipe(tmp_path)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_checkpoint):
     """Its largest id would index beyond the embedding table."""
-    with pytest.raises(PipelineError, match="30521.*30000 rows"):
+    with pytest.raises(PipelineError, match=r"30521.*30000 rows"):
         read_tokenizer(tiny_checkpoint(), 30000, 64)
