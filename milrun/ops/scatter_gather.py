@@ -33,16 +33,16 @@ def gather(
     chosen = _indices(indices, x.shape[axis], validate_indices)
     if isinstance(x, Weight):
         if axis == 0 and batch_dims == 0 and x.kept is None:
-            return x.decode(chosen.reshape(-1)).reshape(*indices.shape, *x.shape[1:])
+            return x.decode(chosen.reshape(-1)).reshape([*indices.shape, *x.shape[1:]])
         x = x.tensor()
     if batch_dims == 0:
         flat = x.index_select(axis, chosen.reshape(-1))
-        return flat.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return flat.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
     batch = math.prod(x.shape[:batch_dims])
     values = x.reshape(batch, *x.shape[batch_dims:])
     places = chosen.reshape(batch, -1)
     parts = [values[b].index_select(axis - batch_dims, places[b]) for b in range(batch)]
-    return torch.stack(parts).reshape(*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
+    return torch.stack(parts).reshape([*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :]])
 
 
 @op("gather_along_axis", native=True)
@@ -66,9 +66,9 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
     batch, rest = tuple(x.shape[:batch_dims]), tuple(x.shape[batch_dims + depth :])
     positions = _flat_positions(indices, tuple(x.shape[batch_dims : batch_dims + depth]), validate_indices)
     step = math.prod(x.shape[batch_dims : batch_dims + depth])
-    offset = torch.arange(math.prod(batch)).reshape(*batch, *[1] * (positions.ndim - batch_dims)) * step
+    offset = torch.arange(math.prod(batch)).reshape([*batch, *[1] * (positions.ndim - batch_dims)]) * step
     flat = x.reshape(-1, *rest)
-    return flat.index_select(0, (positions + offset).reshape(-1)).reshape(*positions.shape, *rest)
+    return flat.index_select(0, (positions + offset).reshape(-1)).reshape([*positions.shape, *rest])
 
 
 def _combine(target: Tensor, axis: int, index: Tensor, updates: Tensor, mode: str) -> Tensor:
@@ -103,7 +103,7 @@ def scatter(
     axis %= data.ndim
     index = _indices(indices, data.shape[axis], validate_indices).reshape(-1)
     if indices.ndim != 1:
-        updates = updates.reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :])
+        updates = updates.reshape([*data.shape[:axis], -1, *data.shape[axis + 1 :]])
     return _combine(data, axis, index, updates, mode)
 
 
