@@ -8,6 +8,7 @@ it is clamped into the axis, which is memory-safe, as the specification demands,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -81,7 +82,12 @@ def _combine(target: Tensor, axis: int, index: Tensor, updates: Tensor, mode: st
         return result.index_add_(axis, index, updates)
     if mode == "sub":
         return result.index_add_(axis, index, -updates)
-    folds = {"mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum}
+    folds: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "mul": torch.mul,
+        "div": torch.div,
+        "max": torch.maximum,
+        "min": torch.minimum,
+    }
     if mode not in folds:
         raise ExecutionError(f"unknown scatter mode {mode!r}")
     for position, place in enumerate(index.tolist()):

@@ -68,7 +68,16 @@ _PYTEST = (
 )
 
 
-_KEYS = ("passed", "failed", "skipped", "no_prediction", "dependency_missing", "neural_network", "core_ml_fails", "predictions")
+_KEYS = (
+    "passed",
+    "failed",
+    "skipped",
+    "no_prediction",
+    "dependency_missing",
+    "neural_network",
+    "core_ml_fails",
+    "predictions",
+)
 
 
 def coremltools_root() -> Path:

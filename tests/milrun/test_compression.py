@@ -29,14 +29,20 @@ def palettize(**options: Any) -> Any:
 
 
 def prune(m: Any) -> Any:
-    config = cto.coreml.OptimizationConfig(cto.coreml.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=0))
+    config = cto.coreml.OptimizationConfig(
+        cto.coreml.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=0)
+    )
     return cto.coreml.prune_weights(m, config)
 
 
 CASES = {
     "int8, iOS 16": (ct.target.iOS16, quantize(dtype="int8"), "int8 affine"),
     "uint8 asymmetric, iOS 16": (ct.target.iOS16, quantize(dtype="uint8", mode="linear"), "uint8 affine"),
-    "int4 per block": (ct.target.iOS18, quantize(dtype="int4", granularity="per_block", block_size=32), "int4 per-block"),
+    "int4 per block": (
+        ct.target.iOS18,
+        quantize(dtype="int4", granularity="per_block", block_size=32),
+        "int4 per-block",
+    ),
     "uint4 per channel": (ct.target.iOS18, quantize(dtype="uint4", mode="linear"), "uint4 per-channel"),
     "int8 per tensor": (ct.target.iOS18, quantize(dtype="int8", granularity="per_tensor"), "int8 per-tensor"),
     "palette of 6 bits, iOS 16": (ct.target.iOS16, palettize(nbits=6, mode="uniform"), "lut6"),

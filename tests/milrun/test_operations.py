@@ -29,10 +29,18 @@ UNARY: dict[str, Case] = {
         X,
         0.5 * X * (1 + np.tanh(np.sqrt(2 / np.pi) * (X + 0.044715 * X**3))),
     ),
-    "gelu sigmoid": (lambda x: mb.gelu(x=x, mode="SIGMOID_APPROXIMATION"), X, X * scipy.special.expit(1.702 * X)),
+    "gelu sigmoid": (
+        lambda x: mb.gelu(x=x, mode="SIGMOID_APPROXIMATION"),
+        X,
+        X * scipy.special.expit(1.702 * X),
+    ),
     "rsqrt adds epsilon": (lambda x: mb.rsqrt(x=x, epsilon=0.5), POSITIVE, 1 / np.sqrt(POSITIVE + 0.5)),
     "log adds epsilon": (lambda x: mb.log(x=x, epsilon=0.5), POSITIVE, np.log(POSITIVE + 0.5)),
-    "round half to even": (lambda x: mb.round(x=x), np.array([0.5, 1.5, 2.5, -0.5]), np.array([0.0, 2, 2, 0])),
+    "round half to even": (
+        lambda x: mb.round(x=x),
+        np.array([0.5, 1.5, 2.5, -0.5]),
+        np.array([0.0, 2, 2, 0]),
+    ),
     "softmax over an inner axis": (lambda x: mb.softmax(x=x, axis=1), X, scipy.special.softmax(X, 1)),
     "logsumexp": (lambda x: mb.reduce_log_sum_exp(x=x, axes=[1, 2]), X, scipy.special.logsumexp(X, (1, 2))),
     "exclusive reversed cumsum": (
@@ -101,12 +109,16 @@ def test_an_operation_follows_its_formula(build: Build, name: str, precision: st
     tolerance = {"fp32": {"rtol": 1e-5, "atol": 1e-5}, "fp16": {"rtol": 4e-3, "atol": 4e-3}}[precision]
     if precision == "fp16" and name.startswith("floor_div"):
         pytest.skip("rounding -0.7 to FP16 moves the quotient across an integer")
-    np.testing.assert_allclose(milrun.load(path).predict({"x": x.astype(np.float32)})["y"], expected, **tolerance)
+    np.testing.assert_allclose(
+        milrun.load(path).predict({"x": x.astype(np.float32)})["y"], expected, **tolerance
+    )
 
 
 @pytest.mark.parametrize("pad_type", ["valid", "same", "same_lower", "custom"])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 1)])
-def test_convolution_pads_as_specified(build: Build, rng: Any, pad_type: str, stride: int, dilation: int) -> None:
+def test_convolution_pads_as_specified(
+    build: Build, rng: Any, pad_type: str, stride: int, dilation: int
+) -> None:
     x, w = rng.standard_normal((1, 4, 9, 8), np.float32), rng.standard_normal((6, 2, 3, 2), np.float32)
     path = build(
         lambda x: mb.conv(
@@ -118,10 +130,18 @@ def test_convolution_pads_as_specified(build: Build, rng: Any, pad_type: str, st
     pads = []
     for size, k in zip(x.shape[2:], w.shape[2:], strict=True):
         total = max(0, (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size)
-        pads.append({"valid": (0, 0), "same": (total // 2, total - total // 2),
-                     "same_lower": (total - total // 2, total // 2), "custom": ((1, 0), (2, 1))[len(pads)]}[pad_type])
+        pads.append(
+            {
+                "valid": (0, 0),
+                "same": (total // 2, total - total // 2),
+                "same_lower": (total - total // 2, total // 2),
+                "custom": ((1, 0), (2, 1))[len(pads)],
+            }[pad_type]
+        )
     padded = np.pad(x, [(0, 0), (0, 0), *pads])
-    expected = torch.nn.functional.conv2d(torch.from_numpy(padded), torch.from_numpy(w), None, stride, 0, dilation, 2)
+    expected = torch.nn.functional.conv2d(
+        torch.from_numpy(padded), torch.from_numpy(w), None, stride, 0, dilation, 2
+    )
     np.testing.assert_allclose(milrun.load(path).predict({"x": x})["y"], expected.numpy(), atol=1e-4)
 
 
@@ -153,7 +173,9 @@ def test_attention_masks_as_torch_does(build: Build, rng: Any, kind: str) -> Non
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(torch.from_numpy(t) for t in (q, k, v)), attn_mask=None if mask is None else torch.from_numpy(mask)
     )
-    np.testing.assert_allclose(milrun.load(path).predict({"q": q, "k": k, "v": v})["y"], expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        milrun.load(path).predict({"q": q, "k": k, "v": v})["y"], expected.numpy(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
@@ -162,14 +184,23 @@ def test_lstm_agrees_with_torch(build: Build, rng: Any, direction: str) -> None:
     reference = torch.nn.LSTM(3, 4, bidirectional=two)
     weights = [p.detach().numpy() for p in reference.parameters()]
 
-    def gates(w: np.ndarray) -> np.ndarray:  # torch: input, forget, cell, output; MIL: input, forget, output, cell
+    def gates(
+        w: np.ndarray,
+    ) -> np.ndarray:  # torch: input, forget, cell, output; MIL: input, forget, output, cell
         i, f, g, o = np.split(w, 4)
         return np.concatenate([i, f, o, g])
 
-    params = {"weight_ih": gates(weights[0]), "weight_hh": gates(weights[1]), "bias": gates(weights[2] + weights[3])}
+    params = {
+        "weight_ih": gates(weights[0]),
+        "weight_hh": gates(weights[1]),
+        "bias": gates(weights[2] + weights[3]),
+    }
     if two:
-        params |= {"weight_ih_back": gates(weights[4]), "weight_hh_back": gates(weights[5]),
-                   "bias_back": gates(weights[6] + weights[7])}
+        params |= {
+            "weight_ih_back": gates(weights[4]),
+            "weight_hh_back": gates(weights[5]),
+            "bias_back": gates(weights[6] + weights[7]),
+        }
     x = rng.standard_normal((5, 2, 3), np.float32)
     zero = np.zeros((2, 8 if two else 4), np.float32)
     path = build(
@@ -228,7 +259,9 @@ def test_slices_are_numpys(data: st.DataObject, shape: tuple[int, ...]) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(bits=st.sampled_from([1, 2, 3, 4, 6, 8]), values=st.lists(st.integers(0, 255), min_size=1, max_size=50))
+@given(
+    bits=st.sampled_from([1, 2, 3, 4, 6, 8]), values=st.lists(st.integers(0, 255), min_size=1, max_size=50)
+)
 def test_unpacking_inverts_packing(bits: int, values: list[int]) -> None:
     from milrun.blob import unpack_bits
 
