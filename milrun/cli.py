@@ -87,7 +87,8 @@ def _run(options: argparse.Namespace) -> int:
     model = _load(options, options.package)
     outputs = model.predict(_read_inputs(options, model), options.function)
     if options.output:
-        np.savez(options.output, **{k: v for k, v in outputs.items() if isinstance(v, np.ndarray)})
+        arrays: dict[str, Any] = {k: v for k, v in outputs.items() if isinstance(v, np.ndarray)}
+        np.savez(options.output, **arrays)
     rows = []
     for name, value in outputs.items():
         if isinstance(value, np.ndarray) and value.size:

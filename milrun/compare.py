@@ -80,11 +80,12 @@ def _difference(name: str, operation: str, left: np.ndarray, right: np.ndarray) 
     finite = np.isfinite(x) & np.isfinite(y)
     error = float(np.abs(x - y)[finite].max(initial=0.0))
     scale = float(np.abs(y[finite]).max(initial=0.0))
+    peaks = [float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in (x, y)]
     norm = math.sqrt(float((x[finite] ** 2).sum()) * float((y[finite] ** 2).sum()))
     cosine = float((x[finite] * y[finite]).sum()) / norm if norm else 1.0
     rows_x, rows_y = x.reshape(-1, x.shape[-1] if x.ndim else 1), y.reshape(-1, y.shape[-1] if y.ndim else 1)
     magnitude = np.abs(x)
-    peak = max(scale, float(magnitude[finite].max(initial=0.0)))
+    peak = max(peaks)
     return Difference(
         name, operation, f"{left.dtype}{list(left.shape)}", error, error / scale if scale else error, cosine, peak,
         peak / FP16_MAX, int((~rows_x.any(1) & rows_y.any(1)).sum()),

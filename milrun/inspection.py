@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,17 +91,13 @@ def inspect(path: str | Path) -> Inspection:
     model = load(path)
     models = model.models if isinstance(model, Pipeline) else [model]
     functions = []
-    found: dict[int, tuple[str, Weight, set[str]]] = {}
+    found: dict[object, tuple[str, Weight, set[str]]] = {}
     for index, part in enumerate(flatten(models)):
         prefix = f"{index}:" if len(models) > 1 else ""
         for function in part.functions.values():
             functions.append(_function(function, prefix))
             for name, weight in constants(function):
-                key = (
-                    id(weight)
-                    if not hasattr(weight, "blob")
-                    else hash((str(weight.file.path), weight.blob.offset))
-                )
+                key = weight.identity
                 found.setdefault(key, (name, weight, set()))[2].add(prefix + function.name)
     infos = tuple(
         WeightInfo(n, str(w.type), w.encoding, w.stored_bytes, tuple(sorted(f))) for n, w, f in found.values()
@@ -120,7 +116,7 @@ def inspect(path: str | Path) -> Inspection:
     )  # fmt: skip
 
 
-def flatten(models: list[Model | Pipeline]) -> Iterator[Model]:
+def flatten(models: Sequence[Model | Pipeline]) -> Iterator[Model]:
     """The programs of models, those of pipelines inside pipelines too."""
     for model in models:
         if isinstance(model, Pipeline):

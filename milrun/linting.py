@@ -13,11 +13,11 @@ from typing import Literal
 
 import torch
 
-from milrun.inspection import flatten
+from milrun.inspection import constants, flatten
 from milrun.model import Model, Pipeline, load
 from milrun.program import Function, Step
 from milrun.types import TensorType
-from milrun.weights import ImmediateWeight, Weight
+from milrun.weights import ImmediateWeight
 
 Severity = Literal["error", "warning", "info"]
 GIB = 1 << 30
@@ -77,10 +77,8 @@ def lint(path: str | Path) -> list[Finding]:
 def _compiled_size(model: Model) -> Iterator[Finding]:
     weights: dict[object, int] = {}
     for function in model.functions.values():
-        for value in function.initial:
-            if isinstance(value, Weight):
-                key = (str(value.file.path), value.blob.offset) if hasattr(value, "blob") else id(value)
-                weights[key] = value.stored_bytes
+        for _, weight in constants(function):
+            weights[weight.identity] = weight.stored_bytes
     size = sum(weights.values())
     message = f"Weights of {size / GIB:.2f} GiB: a compiled model above {{}} is not placed on the Neural Engine, silently."
     if size > 2 * GIB:

@@ -101,7 +101,7 @@ class Model:
         features = self.inputs[plan.name]
         check_names(inputs, features)
         states = state if state is not None else self.make_state(plan.name)
-        values = []
+        values: list[Any] = []
         for name, kind in plan.inputs.items():
             if isinstance(kind, StateType):
                 if name not in states:

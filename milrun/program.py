@@ -239,7 +239,9 @@ class Planner:
         if message.WhichOneof("value") == "blobFileValue":
             key = (message.blobFileValue.fileName, message.blobFileValue.offset, str(message.type))
             if key not in self._blobs:
-                self._blobs[key] = read_value(message, self.package)
+                value = read_value(message, self.package)
+                assert isinstance(value, Weight)  # noqa: S101 - a stored value is always a tensor
+                self._blobs[key] = value
             return self._blobs[key]
         return read_value(message, self.package)
 

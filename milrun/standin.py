@@ -120,7 +120,8 @@ class ModelProxy:
             if function and hasattr(self._model, "function"):
                 self._model.function(function)
         self._function = function or None
-        self._source, self._compiled = source, None
+        self._source = source
+        self._compiled: tempfile.TemporaryDirectory[str] | None = None
         self._load_ns, self._predict_ns = time.perf_counter_ns() - started, 0
 
     def predict(self, data: dict[str, Any], state: StateProxy | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from milrun.blob import Blob, BlobFile, unpack_bits
 from milrun.errors import PackageError
-from milrun.types import FP16, TensorType
+from milrun.types import TensorType
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -87,6 +87,11 @@ class Weight(ABC):
         """Whether `decode` returns a view of the file."""
         return False
 
+    @property
+    def identity(self) -> object:
+        """Equal for constants that share their storage."""
+        return id(self)
+
 
 @dataclass
 class ImmediateWeight(Weight):
@@ -154,10 +159,9 @@ class BlobWeight(Weight):
         value = as_tensor(array).reshape(self.shape)
         return value if rows is None else value[rows]
 
+    @property
+    def identity(self) -> object:
+        return str(self.file.path), self.blob.offset
+
     def release(self) -> None:
         self.file.release(self.blob)
-
-
-def effective(weight: Weight, value: Tensor, *, fp32: bool) -> Tensor:
-    """`value` in the type that computing uses: FP32 for FP16 constants where everything is FP32."""
-    return value.float() if fp32 and weight.type.dtype is FP16 else value

@@ -22,8 +22,7 @@ def sum_fp16(x: Tensor, axes: list[int]) -> Tensor:
 
 def matmul_fp16(x: Tensor, y: Tensor) -> Tensor:
     """`x @ y` for tensors of rank 2 or more, with an FP16 running sum over the inner axis."""
-    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    total = torch.zeros((*batch, x.shape[-2], y.shape[-1]), dtype=torch.float16)
+    total = torch.zeros((), dtype=torch.float16)
     for k in range(x.shape[-1]):
         product = x[..., :, k, None].float() * y[..., None, k, :].float()
         total = (total.float() + product).half()

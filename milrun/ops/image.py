@@ -183,10 +183,20 @@ def _crop_one(
     return torch.where(inside, result, torch.tensor(pad_value, dtype=result.dtype))
 
 
+def _has_area(box: list[float], coordinates: str) -> bool:
+    """Whether a normalised box, in either direction, covers any of the unit square."""
+    a, b, c, d = box
+    if coordinates.startswith("CENTER_SIZE"):
+        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    clipped = [min(max(v, 0.0), 1.0) for v in (a, b, c, d)]
+    return clipped == [a, b, c, d] or (clipped[0] != clipped[2] and clipped[1] != clipped[3])
+
+
 @op("crop_resize")
 def crop_resize(
     x: Tensor,
     roi: Tensor,
+    ctx: Context,
     target_height: int = 1,
     target_width: int = 1,
     normalized_coordinates: bool = False,
@@ -195,12 +205,19 @@ def crop_resize(
     sampling_mode: str = "DEFAULT",
     pad_value: float = 0.0,
 ) -> Tensor:
-    """Boxes (N, 1, 4, 1, 1) of every image, or (N, 1, 5, 1, 1) each of the image it names first."""
+    """Boxes (N, 1, 4, 1, 1) of every image, or (N, 1, 5, 1, 1) each of the image it names first.
+
+    Normalised boxes must lie in the unit square. One that has no area in it is taken as the whole
+    image before iOS 16 (from then on there is padding): undefined, and what Core ML gives in
+    coremltools' test of such a box.
+    """
     settings = (box_coordinate_mode, sampling_mode, normalized_coordinates, spatial_scale, pad_value)
     results = []
     for entry in roi.float().reshape(roi.shape[0], -1).tolist():
         images = [x[int(entry[0])]] if len(entry) == 5 else list(x)
         box = entry[-4:]
+        if normalized_coordinates and ctx.opset < 16 and not _has_area(box, box_coordinate_mode):
+            box = [0.0, 0.0, 1.0, 1.0] if box_coordinate_mode.startswith("CORNERS") else [0.5, 0.5, 1.0, 1.0]
         results.append(
             torch.stack([_crop_one(i, box, (target_height, target_width), *settings) for i in images])
         )

@@ -4,7 +4,7 @@
 
 - `operations`: `converters/mil/mil/ops/tests`, all files, four parametrisations of each function
 - `torch`: 2,000 tests drawn from the PyTorch front end's
-- `compression`: 400 drawn from the tests of `coremltools.optimize.coreml` and of loading its results
+- `compression`: 400 drawn from the tests of `coremltools.optimize.coreml` and of the `constexpr_*` operations
 
 Draws are by fixed seeds from the sorted ids, so they are the same everywhere. A test counts as
 passed only if it executed a prediction; one that passed without is `no_prediction`. Tests that the suite
@@ -54,7 +54,17 @@ SUITES = {
         20261123,
         0.95,
     ),
-    "compression": Suite(("test/optimize/coreml",), 0, 400, 20261123, 0.95),
+    "compression": Suite(
+        (
+            "test/optimize/coreml/test_post_training_quantization.py",
+            "converters/mil/mil/ops/tests/iOS16/test_constexpr_ops.py",
+            "converters/mil/mil/ops/tests/iOS18/test_compression.py",
+        ),
+        0,
+        400,
+        20261123,
+        0.95,
+    ),
 }
 _PYTEST = (
     "-m",
@@ -68,7 +78,16 @@ _PYTEST = (
 )
 
 
-_KEYS = ("passed", "failed", "skipped", "no_prediction", "neural_network", "core_ml_fails", "predictions")
+_KEYS = (
+    "passed",
+    "failed",
+    "skipped",
+    "no_prediction",
+    "dependency_missing",
+    "neural_network",
+    "core_ml_fails",
+    "predictions",
+)
 
 
 def coremltools_root() -> Path:

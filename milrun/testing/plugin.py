@@ -12,9 +12,13 @@ lists of `path::name`, relative to the coremltools folder); `MILRUN_SABOTAGE` on
 
 from __future__ import annotations
 
+import importlib
+import importlib.machinery
 import inspect
 import json
 import os
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,42 @@ _executed = 0
 def _settings() -> None:
     os.environ.setdefault("PYMIL_TEST_TARGETS", "mlprogram")
     os.environ.setdefault("INCLUDE_MIL_FP32_UNIT_TESTS", "1")
+
+
+class _Absent(types.ModuleType):
+    """A package that isn't installed: importing names from it works, using them fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*_: Any, **__: Any) -> Any:
+            raise ModuleNotFoundError(f"{_MISSING} {self.__name__}.{name}")
+
+        return missing
+
+
+_MISSING = "not installed for the conformance run:"
+_OPTIONAL = {
+    "torchvision": ("models", "ops", "transforms"),
+    "peft": (),
+}
+
+
+def _stand_for_absent_packages() -> None:
+    """Let test files that import torchvision or peft be collected where those are absent.
+
+    The few tests that use them fail, and are counted as `dependency_missing`.
+    """
+    for package, parts in _OPTIONAL.items():
+        try:
+            importlib.import_module(package)
+        except (ImportError, RuntimeError):
+            sys.modules[package] = _Absent(package)
+            sys.modules[package].__spec__ = importlib.machinery.ModuleSpec(package, None)
+            for part in parts:
+                sys.modules[f"{package}.{part}"] = _Absent(f"{package}.{part}")
+                setattr(sys.modules[package], part, sys.modules[f"{package}.{part}"])
 
 
 def _count_predictions(proxy: Any) -> None:
@@ -82,6 +122,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch  # noqa: PLC0415
 
     deps._IS_MACOS = True
+    _stand_for_absent_packages()
     torch.set_num_threads(1)
     from milrun.standin import ModelProxy  # noqa: PLC0415
 
@@ -90,13 +131,11 @@ def pytest_configure(config: pytest.Config) -> None:
     import coremltools.converters.mil.testing_utils as common  # noqa: PLC0415
 
     common.max = _Tight()
-    config.addinivalue_line("markers", "milrun: executed through milrun")
+    config.addinivalue_line("markers", "slow: a mark of the suite's own")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep only the selected tests; tighten the torch suite's comparison too."""
-    import sys  # noqa: PLC0415
-
     torch_utils = sys.modules.get("coremltools.converters.mil.frontend.torch.test.testing_utils")
     if torch_utils is not None:
         torch_utils.max = _Tight()  # type: ignore[attr-defined]
@@ -149,6 +188,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     result = report.outcome
     if str(report.longrepr).startswith("[XPASS(strict)]"):
         result = "xpassed"  # marked as a bug of Core ML's; here the numbers are the expected ones
+    elif result == "failed" and _MISSING in message:
+        result = "dependency_missing"
     elif result == "failed" and "format before ML Programs" in message:
         result = "neural_network"  # the old back end: outside what is judged
     record = {

@@ -180,7 +180,10 @@ def test_truncated_weights_are_refused(build: Build) -> None:
             milrun.load(path)
 
 
-@pytest.mark.parametrize("manifest", [None, "", "[]", "{}", '{"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": "../../x"}}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    [None, "", "[]", "{}", '{"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": "../../x"}}}'],
+)
 def test_a_missing_or_wrong_manifest_is_refused(build: Build, manifest: str | None) -> None:
     path = build(dense, x=((1, 16), "fp32"))
     if manifest is None:

@@ -1,0 +1,72 @@
+"""The judge is judged: falsified results must make coremltools' tests fail."""
+
+import pytest
+from milrun.testing.conformance import SUITES, run, select, summarize
+from milrun.testing.table import render
+
+SUITE = SUITES["operations"]
+FILE = "converters/mil/mil/ops/tests/iOS14/test_activation.py"
+BACKEND = "compute_unit=ComputeUnit.CPU_ONLY-backend=BackendConfig(backend='mlprogram', precision='{}', opset_version=<AvailableTarget.iOS15: 6>)"
+SMOKE = {"TestSoftmax": "test_buidler_to_backend_smoke"}  # spelt so in coremltools
+TESTS = [
+    f"{FILE}::{test}::{SMOKE.get(test, 'test_builder_to_backend_smoke')}[{BACKEND.format(precision)}]"
+    for test in ("TestSoftmax", "TestReLU6", "TestLinearActivation")
+    for precision in ("fp16", "fp32")
+]
+
+
+def outcomes(sabotage: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for record in run(SUITE, TESTS, jobs=1, sabotage=sabotage):
+        found.setdefault(record["id"].split("::")[1], set()).add(record["outcome"])
+        assert record["predictions"] >= 1
+    assert len(found) == 3
+    return found
+
+
+def test_honest_results_pass() -> None:
+    assert outcomes("") == {
+        "TestSoftmax": {"passed"},
+        "TestReLU6": {"passed"},
+        "TestLinearActivation": {"passed"},
+    }
+
+
+@pytest.mark.parametrize("sabotage", ["zeros", "2%"])
+def test_zeros_and_results_two_percent_off_fail(sabotage: str) -> None:
+    assert all(result == {"failed"} for result in outcomes(sabotage).values())
+
+
+def test_one_broken_operation_fails_its_tests_and_no_other() -> None:
+    found = outcomes("softmax")
+    assert found.pop("TestSoftmax") == {"failed"}
+    assert all(result == {"passed"} for result in found.values())
+
+
+def test_the_draw_is_fixed_and_leaves_out_the_old_back_end() -> None:
+    ids = [f"a.py::T::f[{n}]" for n in range(10)] + ["a.py::T::g[neuralnetwork]", "a.py::T::h"]
+    assert select(sorted(ids), SUITE) == select(sorted(ids), SUITE)
+    assert len(select(sorted(ids), SUITE)) == SUITE.per_function + 1
+
+
+def test_only_tests_that_predicted_count_as_passed() -> None:
+    def record(outcome: str, predictions: int) -> dict[str, object]:
+        return {"id": f"f::{outcome}{predictions}", "outcome": outcome, "predictions": predictions,
+                "seconds": 1.0, "message": ""}  # fmt: skip
+
+    records = [
+        record("passed", 2),
+        record("passed", 0),
+        record("failed", 1),
+        record("skipped", 0),
+        record("xpassed", 1),
+    ]
+    report = summarize(SUITE, [str(r["id"]) for r in records], records, 5.0)
+    assert (report["passed"], report["no_prediction"], report["failed"], report["core_ml_fails"]) == (
+        2,
+        1,
+        1,
+        1,
+    )
+    assert report["pass_rate"] == pytest.approx(2 / 3, abs=1e-4)
+    assert "66.7 %" in render({"operations": report})
