@@ -4,7 +4,7 @@ MODEL ?= all-minilm-l6-v2
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint types repro up-to-date clean
+.PHONY: demo test lint types repro measure conformance up-to-date clean
 
 # The main job on the embedded real model: checkpoint to proven packages; ends with the path of the report.
 demo: repro
@@ -15,6 +15,12 @@ repro: .venv/installed
 	dvc repro --quiet 'publish@$(MODEL)'
 	dvc repro --quiet --single-item summarize
 	@echo "report: $(CURDIR)/reports/index.html"
+
+# On a Mac, after another machine has built and pushed: fetch the packages alone and measure them.
+measure: .venv/installed
+	dvc pull --glob 'convert@$(MODEL)' 'quantize@$(MODEL)-*'
+	dvc repro --single-item --force --glob 'benchmark@$(MODEL)-*'
+	dvc repro --quiet --single-item summarize
 
 # All tests, against small real things: checkpoints, servers, processes.
 test: .venv/installed
@@ -33,6 +39,11 @@ types: .venv/installed
 up-to-date: .venv/installed
 	python -m benchmarks.up_to_date all-minilm-l6-v2
 
+# What coremltools' own tests say of milrun: a stated selection, at most 20 minutes; writes reports/conformance.json.
+conformance: .venv/installed
+	python -m milrun.testing.conformance
+
+# Remove the environment.
 clean:
 	rm -rf .venv
 
