@@ -111,7 +111,10 @@ def _many(
 
 def _rank(function: Function) -> Iterator[Finding]:
     steps = [s for s in function.steps() if any(len(t.shape) > 4 for t in _tensors(s))]
-    message = "A tensor of rank above 4 makes the compiler reject its subgraph, and the whole model falls to the CPU."
+    message = (
+        "A tensor of rank above 4 makes the compiler reject its subgraph, and the whole model "
+        "falls to the CPU."
+    )
     yield from _many(function, "rank", "error", message, _EEANE, steps)
 
 
@@ -134,7 +137,10 @@ def _scores(function: Function) -> Iterator[Finding]:
                 rows, columns = query.shape[-2], key.shape[-2]
         if rows and columns and rows * columns >= SCORE_LIMIT:
             steps.append(step)
-    message = "Scores of one head reach 2^20 elements: wrong numbers on the Neural Engine only. Compute the rows in ranges."
+    message = (
+        "Scores of one head reach 2^20 elements: wrong numbers on the Neural Engine only. "
+        "Compute the rows in ranges."
+    )
     yield from _many(function, "score-matrix", "error", message, _EEANE, steps)
 
 
@@ -183,7 +189,10 @@ def _gathers(function: Function) -> Iterator[Finding]:
         s for s in function.steps()
         if s.kind == "gather" and any(w.size > _INT16_ROWS and w.shape and w.shape[0] >= _INT16_ROWS for w in s.weights)
     ]  # fmt: skip
-    message = "A gather from a table of 32,768 rows or more can't use int16 indices; it runs on the CPU. A table outside the model can be gathered by the host."
+    message = (
+        "A gather from a table of 32,768 rows or more can't use int16 indices; it runs on the "
+        "CPU. A table outside the model can be gathered by the host."
+    )
     yield from _many(function, "large-gather", "info", message, "coremltools 9.0, add_int16_cast", steps)
 
 
@@ -224,7 +233,10 @@ def _squares(function: Function) -> Iterator[Finding]:
         squares = step.kind == "square" or (step.kind == "mul" and x == y) or (step.kind == "pow" and bool(x))
         if half and squares and set(step.outputs) & means:
             steps.append(step)
-    message = "A mean of FP16 squares: from |x| = 256 on it overflows and the norm gives a finite row of zeros. Divide by the row's maximum first."
+    message = (
+        "A mean of FP16 squares: from |x| = 256 on it overflows and the norm gives a finite row "
+        "of zeros. Divide by the row's maximum first."
+    )
     yield from _many(
         function,
         "square-overflow",

@@ -1,6 +1,7 @@
 """The judge is judged: falsified results must make coremltools' tests fail."""
 
 import pytest
+
 from milrun.testing.conformance import SUITES, run, select, summarize
 from milrun.testing.table import render
 
