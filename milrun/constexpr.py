@@ -115,7 +115,8 @@ def _affine(params: Params, _: list[TensorType]) -> list[Weight]:
     for parameter in (scale, zero):
         _require(
             parameter.shape == () or parameter.shape == (1,) or parameter.shape == (data.shape[axis],),
-            f"constexpr_affine_dequantize: a parameter of shape {parameter.shape} for data of shape {data.shape}",
+            f"constexpr_affine_dequantize: a parameter of shape {parameter.shape} for data of "
+            f"shape {data.shape}",
         )
     spread = [1] * rank
     spread[axis] = -1
@@ -168,7 +169,10 @@ def _blockwise(params: Params, _: list[TensorType]) -> list[Weight]:
         return _shift_scale_values(data.decode(rows), scale, offset, blocks, rows)
 
     per_block = sum(b < d and b > 1 for b, d in zip(blocks, data.shape, strict=True)) > 0
-    label = f"{data.type.dtype.name} {'per-block' if per_block else 'per-channel' if scale.size > 1 else 'per-tensor'}"
+    label = (
+        f"{data.type.dtype.name} "
+        f"{'per-block' if per_block else 'per-channel' if scale.size > 1 else 'per-tensor'}"
+    )
     if isinstance(data, Constexpr):
         label = f"{data.encoding} + scale"
     sources = [data, scale] + ([offset] if offset is not None else [])

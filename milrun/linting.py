@@ -67,7 +67,8 @@ def lint(path: str | Path) -> list[Finding]:
         findings += list(_multifunction(part))
     if isinstance(model, Pipeline):
         findings.append(
-            Finding("pipeline", "warning", "Later models of a Core ML pipeline were seen on the CPU, with weights "
+            Finding("pipeline", "warning", "Later models of a Core ML pipeline were seen on the "
+                                           "CPU, with weights "
                     "duplicated; load the parts as separate models.", _EEANE)
         )  # fmt: skip
     order = {"error": 0, "warning": 1, "info": 2}
@@ -80,7 +81,10 @@ def _compiled_size(model: Model) -> Iterator[Finding]:
         for _, weight in constants(function):
             weights[weight.identity] = weight.stored_bytes
     size = sum(weights.values())
-    message = f"Weights of {size / GIB:.2f} GiB: a compiled model above {{}} is not placed on the Neural Engine, silently."
+    message = (
+        f"Weights of {size / GIB:.2f} GiB: a compiled model above {{}} is not placed on the "
+        "Neural Engine, silently."
+    )
     if size > 2 * GIB:
         yield Finding("compiled-size", "error", message.format("2 GiB (macOS 26 and older)"), _EEANE)
     elif size > GIB:
@@ -158,7 +162,8 @@ def _islands(function: Function) -> Iterator[Finding]:
             function, "fp32-island", "warning", message, "coremltools #2585, executorch #19523", fp32
         )
     elif floats["fp32"]:
-        yield Finding("fp32-program", "warning", "The whole program is FP32: the Neural Engine computes in FP16 only.",
+        yield Finding("fp32-program", "warning", "The whole program is FP32: the Neural Engine "
+                                                 "computes in FP16 only.",
                       "Core ML Tools guide, typed execution", function.name)  # fmt: skip
     integers = [
         s
@@ -200,9 +205,11 @@ def _encodings(function: Function) -> Iterator[Finding]:
     def having(part: str) -> list[Step]:
         return [s for s in function.steps() if any(part in w.encoding for w in s.weights)]
 
-    yield from _many(function, "per-block-weights", "warning", "Per-block linear weights are reported not to work on the Neural Engine.",
+    yield from _many(function, "per-block-weights", "warning", "Per-block linear weights are "
+                                                               "reported not to work on the Neural Engine.",
                      "coremltools #2510", having("per-block"))  # fmt: skip
-    yield from _many(function, "palettized-4bit", "warning", "4-bit palettes crashed at load or gave cosine 0.03 on real devices: measure before use.",
+    yield from _many(function, "palettized-4bit", "warning", "4-bit palettes crashed at load or "
+                                                             "gave cosine 0.03 on real devices: measure before use.",
                      "coremltools PR #2688, #2716", having("lut4"))  # fmt: skip
 
 

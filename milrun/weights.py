@@ -127,7 +127,8 @@ class BlobWeight(Weight):
             self.type.dtype.name == "bool" and self.blob.dtype.name == "uint8"
         ):
             raise PackageError(
-                f"A constant declared as {self.type} is stored as {self.blob.dtype.name} in {self.file.path.name}."
+                f"A constant declared as {self.type} is stored as {self.blob.dtype.name} in "
+                f"{self.file.path.name}."
             )
         if self.blob.elements != self.type.size:
             raise PackageError(

@@ -7,7 +7,10 @@ from milrun.testing.table import render
 
 SUITE = SUITES["operations"]
 FILE = "converters/mil/mil/ops/tests/iOS14/test_activation.py"
-BACKEND = "compute_unit=ComputeUnit.CPU_ONLY-backend=BackendConfig(backend='mlprogram', precision='{}', opset_version=<AvailableTarget.iOS15: 6>)"
+BACKEND = (
+    "compute_unit=ComputeUnit.CPU_ONLY-backend=BackendConfig(backend='mlprogram', "
+    "precision='{}', opset_version=<AvailableTarget.iOS15: 6>)"
+)
 SMOKE = {"TestSoftmax": "test_buidler_to_backend_smoke"}  # spelt so in coremltools
 TESTS = [
     f"{FILE}::{test}::{SMOKE.get(test, 'test_builder_to_backend_smoke')}[{BACKEND.format(precision)}]"
