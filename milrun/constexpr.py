@@ -8,9 +8,8 @@ rows at a time, so that the transient memory is small beside the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +19,9 @@ from milrun.blob import unpack_bits
 from milrun.errors import PackageError
 from milrun.types import DTYPES, TensorType
 from milrun.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 Params: TypeAlias = dict[str, Weight]
 _BLOCK = 1 << 22  # elements decoded at a time
@@ -114,7 +116,7 @@ def _affine(params: Params, _: list[TensorType]) -> list[Weight]:
     axis %= rank
     for parameter in (scale, zero):
         _require(
-            parameter.shape == () or parameter.shape == (1,) or parameter.shape == (data.shape[axis],),
+            parameter.shape in ((), (1,), (data.shape[axis],)),
             f"constexpr_affine_dequantize: a parameter of shape {parameter.shape} for data of "
             f"shape {data.shape}",
         )

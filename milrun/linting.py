@@ -6,18 +6,20 @@ A finding is a prediction from a rule with a source; nothing here measures or pr
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, TYPE_CHECKING
 
 import torch
 
 from milrun.inspection import constants, flatten
 from milrun.model import Model, Pipeline, load
-from milrun.program import Function, Step
 from milrun.types import TensorType
 from milrun.weights import ImmediateWeight
+
+if TYPE_CHECKING:
+    from milrun.program import Function, Step
+    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 Severity = Literal["error", "warning", "info"]
 GIB = 1 << 30

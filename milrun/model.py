@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +15,9 @@ from milrun.ops.registry import Numerics
 from milrun.package import Package, check_kind, read_package
 from milrun.program import Function, plan_functions
 from milrun.types import DTYPES, StateType, TensorType, ValueType
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Model:

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from milrun.blob import Blob, BlobFile, unpack_bits
 from milrun.errors import PackageError
-from milrun.types import TensorType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from milrun.types import TensorType
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
