@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milrun.errors import PackageError
 from milrun.weights import ImmediateWeight, Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SMALL = 1 << 14  # constants up to this many elements are decoded once, when planning
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from milrun.model import Model, Pipeline, load
 from milrun.tracing import trace
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FP16_MAX = 65504.0
 FP16_TINY = 2.0**-14  # smallest normal

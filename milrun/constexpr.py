@@ -8,9 +8,8 @@ rows at a time, so that the transient memory is small beside the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +19,9 @@ from milrun.blob import unpack_bits
 from milrun.errors import PackageError
 from milrun.types import DTYPES, TensorType
 from milrun.weights import Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 Params: TypeAlias = dict[str, Weight]
 _BLOCK = 1 << 22  # elements decoded at a time
@@ -114,8 +116,9 @@ def _affine(params: Params, _: list[TensorType]) -> list[Weight]:
     axis %= rank
     for parameter in (scale, zero):
         _require(
-            parameter.shape == () or parameter.shape == (1,) or parameter.shape == (data.shape[axis],),
-            f"constexpr_affine_dequantize: a parameter of shape {parameter.shape} for data of shape {data.shape}",
+            parameter.shape in ((), (1,), (data.shape[axis],)),
+            f"constexpr_affine_dequantize: a parameter of shape {parameter.shape} for data of "
+            f"shape {data.shape}",
         )
     spread = [1] * rank
     spread[axis] = -1
@@ -168,7 +171,10 @@ def _blockwise(params: Params, _: list[TensorType]) -> list[Weight]:
         return _shift_scale_values(data.decode(rows), scale, offset, blocks, rows)
 
     per_block = sum(b < d and b > 1 for b, d in zip(blocks, data.shape, strict=True)) > 0
-    label = f"{data.type.dtype.name} {'per-block' if per_block else 'per-channel' if scale.size > 1 else 'per-tensor'}"
+    label = (
+        f"{data.type.dtype.name} "
+        f"{'per-block' if per_block else 'per-channel' if scale.size > 1 else 'per-tensor'}"
+    )
     if isinstance(data, Constexpr):
         label = f"{data.encoding} + scale"
     sources = [data, scale] + ([offset] if offset is not None else [])

@@ -73,10 +73,7 @@ class Executor:
     def _block(self, block: Block, env: list[Any]) -> None:
         for step in block.steps:
             try:
-                if step.function is None:
-                    results = self._control(step, env)
-                else:
-                    results = self._call(step, env)
+                results = self._control(step, env) if step.function is None else self._call(step, env)
             except ExecutionError as error:
                 raise _located(error, step) from None
             except MilrunError:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from milrun.model import Model, Pipeline, load
-from milrun.program import Function
 from milrun.weights import Weight
+
+if TYPE_CHECKING:
+    from milrun.program import Function
+    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True)

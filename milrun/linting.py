@@ -6,18 +6,20 @@ A finding is a prediction from a rule with a source; nothing here measures or pr
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, TYPE_CHECKING
 
 import torch
 
 from milrun.inspection import constants, flatten
 from milrun.model import Model, Pipeline, load
-from milrun.program import Function, Step
 from milrun.types import TensorType
 from milrun.weights import ImmediateWeight
+
+if TYPE_CHECKING:
+    from milrun.program import Function, Step
+    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 Severity = Literal["error", "warning", "info"]
 GIB = 1 << 30
@@ -67,7 +69,8 @@ def lint(path: str | Path) -> list[Finding]:
         findings += list(_multifunction(part))
     if isinstance(model, Pipeline):
         findings.append(
-            Finding("pipeline", "warning", "Later models of a Core ML pipeline were seen on the CPU, with weights "
+            Finding("pipeline", "warning", "Later models of a Core ML pipeline were seen on the "
+                                           "CPU, with weights "
                     "duplicated; load the parts as separate models.", _EEANE)
         )  # fmt: skip
     order = {"error": 0, "warning": 1, "info": 2}
@@ -80,7 +83,10 @@ def _compiled_size(model: Model) -> Iterator[Finding]:
         for _, weight in constants(function):
             weights[weight.identity] = weight.stored_bytes
     size = sum(weights.values())
-    message = f"Weights of {size / GIB:.2f} GiB: a compiled model above {{}} is not placed on the Neural Engine, silently."
+    message = (
+        f"Weights of {size / GIB:.2f} GiB: a compiled model above {{}} is not placed on the "
+        "Neural Engine, silently."
+    )
     if size > 2 * GIB:
         yield Finding("compiled-size", "error", message.format("2 GiB (macOS 26 and older)"), _EEANE)
     elif size > GIB:
@@ -111,7 +117,10 @@ def _many(
 
 def _rank(function: Function) -> Iterator[Finding]:
     steps = [s for s in function.steps() if any(len(t.shape) > 4 for t in _tensors(s))]
-    message = "A tensor of rank above 4 makes the compiler reject its subgraph, and the whole model falls to the CPU."
+    message = (
+        "A tensor of rank above 4 makes the compiler reject its subgraph, and the whole model "
+        "falls to the CPU."
+    )
     yield from _many(function, "rank", "error", message, _EEANE, steps)
 
 
@@ -134,7 +143,10 @@ def _scores(function: Function) -> Iterator[Finding]:
                 rows, columns = query.shape[-2], key.shape[-2]
         if rows and columns and rows * columns >= SCORE_LIMIT:
             steps.append(step)
-    message = "Scores of one head reach 2^20 elements: wrong numbers on the Neural Engine only. Compute the rows in ranges."
+    message = (
+        "Scores of one head reach 2^20 elements: wrong numbers on the Neural Engine only. "
+        "Compute the rows in ranges."
+    )
     yield from _many(function, "score-matrix", "error", message, _EEANE, steps)
 
 
@@ -152,7 +164,8 @@ def _islands(function: Function) -> Iterator[Finding]:
             function, "fp32-island", "warning", message, "coremltools #2585, executorch #19523", fp32
         )
     elif floats["fp32"]:
-        yield Finding("fp32-program", "warning", "The whole program is FP32: the Neural Engine computes in FP16 only.",
+        yield Finding("fp32-program", "warning", "The whole program is FP32: the Neural Engine "
+                                                 "computes in FP16 only.",
                       "Core ML Tools guide, typed execution", function.name)  # fmt: skip
     integers = [
         s
@@ -183,7 +196,10 @@ def _gathers(function: Function) -> Iterator[Finding]:
         s for s in function.steps()
         if s.kind == "gather" and any(w.size > _INT16_ROWS and w.shape and w.shape[0] >= _INT16_ROWS for w in s.weights)
     ]  # fmt: skip
-    message = "A gather from a table of 32,768 rows or more can't use int16 indices; it runs on the CPU. A table outside the model can be gathered by the host."
+    message = (
+        "A gather from a table of 32,768 rows or more can't use int16 indices; it runs on the "
+        "CPU. A table outside the model can be gathered by the host."
+    )
     yield from _many(function, "large-gather", "info", message, "coremltools 9.0, add_int16_cast", steps)
 
 
@@ -191,9 +207,11 @@ def _encodings(function: Function) -> Iterator[Finding]:
     def having(part: str) -> list[Step]:
         return [s for s in function.steps() if any(part in w.encoding for w in s.weights)]
 
-    yield from _many(function, "per-block-weights", "warning", "Per-block linear weights are reported not to work on the Neural Engine.",
+    yield from _many(function, "per-block-weights", "warning", "Per-block linear weights are "
+                                                               "reported not to work on the Neural Engine.",
                      "coremltools #2510", having("per-block"))  # fmt: skip
-    yield from _many(function, "palettized-4bit", "warning", "4-bit palettes crashed at load or gave cosine 0.03 on real devices: measure before use.",
+    yield from _many(function, "palettized-4bit", "warning", "4-bit palettes crashed at load or "
+                                                             "gave cosine 0.03 on real devices: measure before use.",
                      "coremltools PR #2688, #2716", having("lut4"))  # fmt: skip
 
 
@@ -224,7 +242,10 @@ def _squares(function: Function) -> Iterator[Finding]:
         squares = step.kind == "square" or (step.kind == "mul" and x == y) or (step.kind == "pow" and bool(x))
         if half and squares and set(step.outputs) & means:
             steps.append(step)
-    message = "A mean of FP16 squares: from |x| = 256 on it overflows and the norm gives a finite row of zeros. Divide by the row's maximum first."
+    message = (
+        "A mean of FP16 squares: from |x| = 256 on it overflows and the norm gives a finite row "
+        "of zeros. Divide by the row's maximum first."
+    )
     yield from _many(
         function,
         "square-overflow",

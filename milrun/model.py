@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +15,9 @@ from milrun.ops.registry import Numerics
 from milrun.package import Package, check_kind, read_package
 from milrun.program import Function, plan_functions
 from milrun.types import DTYPES, StateType, TensorType, ValueType
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Model:
@@ -30,7 +31,8 @@ class Model:
         per_function = {f.name: f for f in description.functions} or {self.default_function: description}
         if self.default_function not in self.functions:
             raise PackageError(
-                f"{package.path.name}: default function {self.default_function!r} is not among {sorted(self.functions)}."
+                f"{package.path.name}: default function {self.default_function!r} is not among "
+                f"{sorted(self.functions)}."
             )
         self.inputs: dict[str, dict[str, Feature]] = {}
         self.outputs: dict[str, dict[str, Feature]] = {}
@@ -139,13 +141,15 @@ class Pipeline:
             needed = {n for n, f in model.inputs[model.default_function].items() if not f.optional}
             if needed - known:
                 raise PackageError(
-                    f"{self.package.path.name}: model {index} of the pipeline needs {sorted(needed - known)}, "
+                    f"{self.package.path.name}: model {index} of the pipeline needs "
+                    f"{sorted(needed - known)}, "
                     f"which nothing before it gives (known: {sorted(known)})."
                 )
             known |= set(model.outputs[model.default_function])
         if set(self.outputs["main"]) - known:
             raise PackageError(
-                f"{self.package.path.name}: outputs {sorted(set(self.outputs['main']) - known)} come from no model."
+                f"{self.package.path.name}: outputs {sorted(set(self.outputs['main']) - known)} "
+                "come from no model."
             )
 
     def make_state(self, function: str | None = None) -> dict[str, State]:
@@ -243,12 +247,14 @@ def _check_description(
     tensors = {n for n, k in function.inputs.items() if not isinstance(k, StateType)}
     if tensors != set(inputs):
         raise PackageError(
-            f"{name}: function {function.name!r} takes {sorted(tensors)}, the description says {sorted(inputs)}."
+            f"{name}: function {function.name!r} takes {sorted(tensors)}, the description says "
+            f"{sorted(inputs)}."
         )
     absent = set(outputs) - set(function.outputs)
     if absent:
         raise PackageError(
-            f"{name}: function {function.name!r} doesn't give {sorted(absent)}, which the description promises."
+            f"{name}: function {function.name!r} doesn't give {sorted(absent)}, which the "
+            "description promises."
         )
     for feature in inputs.values():
         kind = function.inputs[feature.name]

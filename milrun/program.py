@@ -6,9 +6,8 @@ when planning, other slots are emptied after their last use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 
@@ -17,10 +16,13 @@ from milrun import constexpr
 from milrun.arguments import converter, is_static, static_value
 from milrun.errors import MilrunError, PackageError, UnsupportedOperationError
 from milrun.ops.registry import MAX_BYTES, Context, Kernel, Numerics, find
-from milrun.package import Package
 from milrun.types import TensorType, ValueType, type_from_proto
 from milrun.values import read_value
 from milrun.weights import Weight
+
+if TYPE_CHECKING:
+    from milrun.package import Package
+    from collections.abc import Callable
 
 _OPSETS = {"CoreML5": 15, "CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
 _CONTROL = {"cond": 2, "while_loop": 2}

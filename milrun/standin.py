@@ -14,14 +14,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from milrun.errors import ExecutionError, MilrunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _NAME = "coremltools.libcoremlpython"
 _MACOS = (15, 5)

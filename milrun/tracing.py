@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from milrun.errors import InputError
 from milrun.inspection import flatten
 from milrun.model import Model, Pipeline, load, to_numpy
-from milrun.program import Step
+
+if TYPE_CHECKING:
+    import numpy as np
+    from milrun.program import Step
+    from collections.abc import Iterable
 
 
 def trace(

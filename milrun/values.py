@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from milrun.blob import unpack_bits
 from milrun.errors import PackageError
-from milrun.package import Package
 from milrun.types import ListType, TensorType, type_from_proto
 from milrun.weights import BlobWeight, ImmediateWeight, Weight, as_tensor
+
+if TYPE_CHECKING:
+    from milrun.package import Package
 
 
 def read_value(message: Any, package: Package) -> Weight | str | list[Any]:

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from milrun.blob import Blob, BlobFile, unpack_bits
 from milrun.errors import PackageError
-from milrun.types import TensorType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from milrun.types import TensorType
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -127,7 +130,8 @@ class BlobWeight(Weight):
             self.type.dtype.name == "bool" and self.blob.dtype.name == "uint8"
         ):
             raise PackageError(
-                f"A constant declared as {self.type} is stored as {self.blob.dtype.name} in {self.file.path.name}."
+                f"A constant declared as {self.type} is stored as {self.blob.dtype.name} in "
+                f"{self.file.path.name}."
             )
         if self.blob.elements != self.type.size:
             raise PackageError(

@@ -49,7 +49,9 @@ def gather(
 
 
 @op("gather_along_axis", native=True)
-def gather_along_axis(x: Tensor, indices: Tensor, ctx: Context, axis: int = 0, validate_indices: bool = False) -> Tensor:
+def gather_along_axis(
+    x: Tensor, indices: Tensor, ctx: Context, axis: int = 0, validate_indices: bool = False
+) -> Tensor:
     """`out[i, j] = x[indices[i, j], j]` for axis 0."""
     return torch.gather(x, axis, _indices(indices, x.shape[axis], validate_indices, ctx))
 
@@ -63,11 +65,15 @@ def _flat_positions(indices: Tensor, shape: tuple[int, ...], validate: bool, ctx
 
 
 @op("gather_nd", native=True)
-def gather_nd(x: Tensor, indices: Tensor, ctx: Context, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+def gather_nd(
+    x: Tensor, indices: Tensor, ctx: Context, batch_dims: int = 0, validate_indices: bool = False
+) -> Tensor:
     """Slices of `x` at index tuples."""
     depth = indices.shape[-1]
     batch, rest = tuple(x.shape[:batch_dims]), tuple(x.shape[batch_dims + depth :])
-    positions = _flat_positions(indices, tuple(x.shape[batch_dims : batch_dims + depth]), validate_indices, ctx)
+    positions = _flat_positions(
+        indices, tuple(x.shape[batch_dims : batch_dims + depth]), validate_indices, ctx
+    )
     step = math.prod(x.shape[batch_dims : batch_dims + depth])
     offset = torch.arange(math.prod(batch)).reshape([*batch, *[1] * (positions.ndim - batch_dims)]) * step
     flat = x.reshape(-1, *rest)
@@ -139,7 +145,12 @@ def scatter_along_axis(
 
 @op("scatter_nd")
 def scatter_nd(
-    data: Tensor, indices: Tensor, updates: Tensor, ctx: Context, mode: str = "add", validate_indices: bool = False
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    ctx: Context,
+    mode: str = "add",
+    validate_indices: bool = False,
 ) -> Tensor:
     """Fold slices of `updates` into `data` at index tuples."""
     depth = indices.shape[-1]

@@ -225,7 +225,8 @@ def main() -> int:
         rate = report[name]["pass_rate"]
         passed &= rate is not None and rate >= suite.bar
         print(
-            f"{name}: {report[name]['passed']} passed, {report[name]['failed']} failed, rate {rate}, bar {suite.bar}"
+            f"{name}: {report[name]['passed']} passed, {report[name]['failed']} failed, rate "
+            f"{rate}, bar {suite.bar}"
         )
     return 0 if passed else 1
 

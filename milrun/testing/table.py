@@ -17,7 +17,8 @@ def render(report: dict[str, Any]) -> str:
     for name, suite in sorted(report.items()):
         rate = "not measured" if suite["pass_rate"] is None else f"{100 * suite['pass_rate']:.1f} %"
         lines.append(
-            f"| {name} | {suite['selected']} | {suite['predictions']} | {suite['passed']} | {suite['failed']} "
+            f"| {name} | {suite['selected']} | {suite['predictions']} | {suite['passed']} | "
+            f"{suite['failed']} "
             f"| {rate} | {100 * suite['bar']:.0f} % | {suite['seconds']:.0f} |"
         )
     return "\n".join(lines)

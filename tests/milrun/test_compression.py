@@ -5,10 +5,11 @@ from typing import Any
 
 import coremltools as ct
 import coremltools.optimize as cto
-import milrun
 import numpy as np
 import pytest
 import torch
+
+import milrun
 
 
 def model(target: Any) -> ct.models.MLModel:

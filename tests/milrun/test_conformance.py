@@ -1,12 +1,16 @@
 """The judge is judged: falsified results must make coremltools' tests fail."""
 
 import pytest
+
 from milrun.testing.conformance import SUITES, run, select, summarize
 from milrun.testing.table import render
 
 SUITE = SUITES["operations"]
 FILE = "converters/mil/mil/ops/tests/iOS14/test_activation.py"
-BACKEND = "compute_unit=ComputeUnit.CPU_ONLY-backend=BackendConfig(backend='mlprogram', precision='{}', opset_version=<AvailableTarget.iOS15: 6>)"
+BACKEND = (
+    "compute_unit=ComputeUnit.CPU_ONLY-backend=BackendConfig(backend='mlprogram', "
+    "precision='{}', opset_version=<AvailableTarget.iOS15: 6>)"
+)
 SMOKE = {"TestSoftmax": "test_buidler_to_backend_smoke"}  # spelt so in coremltools
 TESTS = [
     f"{FILE}::{test}::{SMOKE.get(test, 'test_builder_to_backend_smoke')}[{BACKEND.format(precision)}]"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import coremltools as ct
-import milrun
 import numpy as np
 import pytest
 from conftest import Build
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
+
+import milrun
 
 MUTANTS = 1500  # of each of the seeds
 

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import coremltools as ct
-import milrun
 import numpy as np
 import pytest
 import torch
 from conftest import Build
 from coremltools.converters.mil import Builder as mb
+
+import milrun
 
 
 def linear(build: Build, precision: str = "fp32", **options: object) -> tuple[Path, np.ndarray]:

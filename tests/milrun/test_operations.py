@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import coremltools as ct
-import milrun
 import numpy as np
 import pytest
 import scipy.special
@@ -14,6 +13,8 @@ from coremltools.converters.mil import Builder as mb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+import milrun
 from milrun.ops.registry import find
 
 X = np.linspace(-3, 3, 24, dtype=np.float32).reshape(2, 3, 4)

@@ -6,12 +6,13 @@ import textwrap
 from pathlib import Path
 
 import coremltools as ct
-import milrun
 import numpy as np
 import pytest
 import torch
 from conftest import Build
 from coremltools.converters.mil import Builder as mb
+
+import milrun
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import coremltools as ct
-import milrun
 import numpy as np
 import pytest
 from conftest import Build
 from coremltools.converters.mil import Builder as mb
+
+import milrun
 from milrun.cli import main
 
 WEIGHT = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
@@ -33,7 +34,9 @@ def test_inspect_counts_operations_and_the_bytes_of_weights(build: Build) -> Non
     assert function.operations == {"cast": 2, "linear": 1, "softmax": 1}
     assert [(v.name, v.type) for v in function.inputs] == [("x", "fp32[1, 16]")]
     assert found.encodings == {"fp16": WEIGHT.size * 2 + 64}
-    assert json.loads(json.dumps(found.to_dict()))["weight_bytes"] == found.weight_bytes == WEIGHT.size * 2 + 64
+    assert (
+        json.loads(json.dumps(found.to_dict()))["weight_bytes"] == found.weight_bytes == WEIGHT.size * 2 + 64
+    )
 
 
 def test_trace_captures_what_is_asked_for(build: Build) -> None:
@@ -49,7 +52,9 @@ def test_trace_captures_what_is_asked_for(build: Build) -> None:
 def test_compare_finds_where_fp16_overflows(build: Build) -> None:
     def body(x: Any) -> Any:
         square = mb.mul(x=x, y=x, name="square")
-        return mb.mul(x=x, y=mb.rsqrt(x=mb.reduce_mean(x=square, axes=[-1], keep_dims=True), epsilon=1e-6), name="y")
+        return mb.mul(
+            x=x, y=mb.rsqrt(x=mb.reduce_mean(x=square, axes=[-1], keep_dims=True), epsilon=1e-6), name="y"
+        )
 
     path = build(body, x=((1, 8), "fp32"), precision="fp16")
     found = {d.operation: d for d in milrun.compare(path, None, {"x": np.full((1, 8), 300, np.float32)})}
@@ -73,14 +78,18 @@ def test_lint_knows_ranks_scores_islands_and_infinities(build: Build) -> None:
 
 
 def test_every_finding_has_a_source_and_a_place(build: Build) -> None:
-    path = build(lambda x: mb.relu(x=mb.expand_dims(x=x, axes=[0], name="five"), name="y"), x=((1, 2, 2, 2), "fp32"))
+    path = build(
+        lambda x: mb.relu(x=mb.expand_dims(x=x, axes=[0], name="five"), name="y"), x=((1, 2, 2, 2), "fp32")
+    )
     finding = next(f for f in milrun.lint(path) if f.rule == "rank")
     assert finding.source
     assert (finding.function, finding.operation) == ("main", "five")
 
 
 @pytest.mark.parametrize("command", ["inspect", "run", "compare", "lint"])
-def test_commands_print_a_table_and_json(build: Build, capsys: pytest.CaptureFixture[str], command: str) -> None:
+def test_commands_print_a_table_and_json(
+    build: Build, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     path = str(small(build))
     assert main([command, path]) in (0, 1)
     assert capsys.readouterr().out.strip()
@@ -92,11 +101,18 @@ def test_run_reads_and_writes_arrays(build: Build, tmp_path: Path) -> None:
     x = np.ones((1, 16), np.float32)
     np.savez(tmp_path / "in.npz", x=x)
     path = small(build, "fp32")
-    assert main(["run", str(path), "--inputs", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out.npz")]) == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["y"], milrun.load(path).predict({"x": x})["y"])
+    assert (
+        main(["run", str(path), "--inputs", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out.npz")])
+        == 0
+    )
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out.npz")["y"], milrun.load(path).predict({"x": x})["y"]
+    )
 
 
-def test_a_wrong_package_is_an_error_message_and_status_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_package_is_an_error_message_and_status_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(tmp_path / "absent.mlpackage")]) == 2
     assert "no such package" in capsys.readouterr().err
 
