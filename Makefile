@@ -41,7 +41,7 @@ up-to-date: .venv/installed
 
 # What coremltools' own tests say of milrun: a stated selection, at most 20 minutes; writes reports/conformance.json.
 conformance: .venv/installed
-	python -m milrun.testing.conformance
+	python -m milrun.testing.conformance --jobs 2
 
 # Remove the environment.
 clean:

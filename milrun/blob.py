@@ -12,13 +12,13 @@ import mmap
 import struct
 import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from milrun.errors import PackageError
 from milrun.types import DTYPES, DType
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

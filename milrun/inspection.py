@@ -5,15 +5,16 @@ from __future__ import annotations
 import collections
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from milrun.model import Model, Pipeline, load
 from milrun.weights import Weight
 
 if TYPE_CHECKING:
-    from milrun.program import Function
-    from pathlib import Path
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from milrun.program import Function
 
 
 @dataclass(frozen=True)

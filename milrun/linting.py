@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 from dataclasses import dataclass
-from typing import Literal, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -17,9 +17,10 @@ from milrun.types import TensorType
 from milrun.weights import ImmediateWeight
 
 if TYPE_CHECKING:
-    from milrun.program import Function, Step
-    from pathlib import Path
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from milrun.program import Function, Step
 
 Severity = Literal["error", "warning", "info"]
 GIB = 1 << 30

@@ -7,7 +7,7 @@ when planning, other slots are emptied after their last use.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,8 +21,9 @@ from milrun.values import read_value
 from milrun.weights import Weight
 
 if TYPE_CHECKING:
-    from milrun.package import Package
     from collections.abc import Callable
+
+    from milrun.package import Package
 
 _OPSETS = {"CoreML5": 15, "CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
 _CONTROL = {"cond": 2, "while_loop": 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -12,9 +12,11 @@ from milrun.inspection import flatten
 from milrun.model import Model, Pipeline, load, to_numpy
 
 if TYPE_CHECKING:
-    import numpy as np
-    from milrun.program import Step
     from collections.abc import Iterable
+
+    import numpy as np
+
+    from milrun.program import Step
 
 
 def trace(

@@ -10,6 +10,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from milrun.blob import Blob, BlobFile, unpack_bits
 from milrun.errors import PackageError
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from milrun.types import TensorType

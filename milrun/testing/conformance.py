@@ -133,7 +133,7 @@ def select(ids: list[str], suite: Suite) -> list[str]:
     return sorted(generator.sample(ids, min(suite.total, len(ids))))
 
 
-def run(suite: Suite, chosen: list[str], jobs: int = 2, sabotage: str = "") -> list[dict[str, Any]]:
+def run(chosen: list[str], jobs: int = 2, sabotage: str = "") -> list[dict[str, Any]]:
     """Run the chosen tests in `jobs` processes; one record a test."""
     root = coremltools_root()
     records: list[dict[str, Any]] = []
@@ -218,7 +218,7 @@ def main() -> int:
         chosen = select(collect(suite), suite)
         if options.limit:
             chosen = sorted(random.Random(0).sample(chosen, min(options.limit, len(chosen))))  # noqa: S311
-        records = run(suite, chosen, options.jobs)
+        records = run(chosen, options.jobs)
         report[name] = summarize(suite, chosen, records, time.monotonic() - started)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", "utf-8")

@@ -61,8 +61,7 @@ def attempt(path: Path) -> str:
         model = milrun.load(path)
         model.predict({"x": np.ones((1, 16), np.float32)})
     except milrun.MilrunError as error:
-        assert str(error)
-        return type(error).__name__
+        return type(error).__name__ if str(error) else "an error without a message"
     return "ran"
 
 
@@ -94,9 +93,10 @@ def bounded_memory() -> Any:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.usefixtures("bounded_memory")
 @pytest.mark.parametrize("seed", sorted(SEEDS))
 def test_mutated_packages_give_a_clear_error_or_a_result(
-    build: Build, tmp_path: Path, seed: str, bounded_memory: None, monkeypatch: pytest.MonkeyPatch
+    build: Build, tmp_path: Path, seed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from milrun import executor
 
@@ -108,7 +108,7 @@ def test_mutated_packages_give_a_clear_error_or_a_result(
     folder = tmp_path / "mutant.mlpackage"
     shutil.copytree(original, folder)
     target, weight_target = next(folder.rglob("model.mlmodel")), list(folder.rglob("weight.bin"))
-    generator = random.Random(seed)
+    generator = random.Random(seed)  # noqa: S311  # reproducible, not secret
     outcomes: dict[str, int] = {}
     for number in range(MUTANTS):
         if weights and number % 3 == 0:
@@ -142,16 +142,16 @@ def huge(block: Any, _spec: Any) -> None:
 
 
 def offset_outside(block: Any, _spec: Any) -> None:
-    for operation in block.operations:
-        value = operation.attributes["val"] if "val" in operation.attributes else None
-        if value is not None and value.WhichOneof("value") == "blobFileValue":
+    for operation in (o for o in block.operations if o.type == "const"):
+        value = operation.attributes["val"]
+        if value.WhichOneof("value") == "blobFileValue":
             value.blobFileValue.offset = 1 << 40
 
 
 def outside_the_package(block: Any, _spec: Any) -> None:
-    for operation in block.operations:
-        value = operation.attributes["val"] if "val" in operation.attributes else None
-        if value is not None and value.WhichOneof("value") == "blobFileValue":
+    for operation in (o for o in block.operations if o.type == "const"):
+        value = operation.attributes["val"]
+        if value.WhichOneof("value") == "blobFileValue":
             value.blobFileValue.fileName = "@model_path/../../../../etc/passwd"
 
 

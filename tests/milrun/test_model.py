@@ -14,7 +14,7 @@ from coremltools.converters.mil import Builder as mb
 import milrun
 
 
-def linear(build: Build, precision: str = "fp32", **options: object) -> tuple[Path, np.ndarray]:
+def linear(build: Build, precision: str = "fp32") -> tuple[Path, np.ndarray]:
     weight = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
     path = build(lambda x: mb.linear(x=x, weight=weight, name="y"), x=((1, 16), "fp32"), precision=precision)
     return path, weight
@@ -34,7 +34,7 @@ def test_fp16_results_are_rounded_once_from_fp32_sums(build: Build, rng: np.rand
     np.testing.assert_array_equal(got, exact.astype(np.float32).astype(np.float16).astype(np.float32))
 
 
-def test_precision_fp32_never_rounds(build: Build, rng: np.random.Generator) -> None:
+def test_precision_fp32_never_rounds(build: Build) -> None:
     path = build(
         lambda x: mb.sub(x=mb.add(x=x, y=np.float32(1000.0)), y=np.float32(1000.0), name="y"),
         x=((4,), "fp32"),

@@ -25,7 +25,7 @@ def test_predict_works_inside_the_context_and_not_after(package: Path) -> None:
     with milrun.installed():
         result = ct.models.MLModel(str(package)).predict({"x": x})
     np.testing.assert_array_equal(result["y"], 2 * x)
-    with pytest.raises(Exception, match="only supported on macOS|Unable to load"):
+    with pytest.raises(Exception, match=r"only supported on macOS|Unable to load"):
         ct.models.MLModel(str(package)).predict({"x": x})
 
 
