@@ -75,6 +75,11 @@ def load(path: Path = PARAMS) -> dict[str, Any]:
     return params
 
 
+def variants(params: Mapping[str, Any]) -> list[str]:
+    """The names of all variants, the unquantized first (YAML puts merged keys before a mapping's own)."""
+    return sorted(params["variants"], key=lambda name: name in params["quantized"])
+
+
 def _entry(section: str, name: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
     if name not in params[section]:
         known = ", ".join(params[section])

@@ -45,7 +45,7 @@ def main() -> None:
     """`python -m pipeline.publish MODEL`."""
     entry = params.model(places.argument(sys.argv, "MODEL"))
     everything = params.load()
-    publish(entry.name, list(everything["variants"]), places.of(entry.name), everything["publish"])
+    publish(entry.name, params.variants(everything), places.of(entry.name), everything["publish"])
 
 
 if __name__ == "__main__":

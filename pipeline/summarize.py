@@ -20,7 +20,7 @@ def rows(everything: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a build that has been judged, in the order of `params.yaml`."""
     found = []
     for model in everything["models"]:
-        for variant in everything["variants"]:
+        for variant in params.variants(everything):
             parity, benchmark = (
                 places.report("parity", model, variant),
                 places.report("benchmark", model, variant),

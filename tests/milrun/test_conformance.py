@@ -21,7 +21,7 @@ TESTS = [
 
 def outcomes(sabotage: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for record in run(SUITE, TESTS, jobs=1, sabotage=sabotage):
+    for record in run(TESTS, jobs=1, sabotage=sabotage):
         found.setdefault(record["id"].split("::")[1], set()).add(record["outcome"])
         assert record["predictions"] >= 1
     assert len(found) == 3
