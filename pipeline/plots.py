@@ -14,6 +14,7 @@ mpl.rcParams.update(
 )
 
 from matplotlib import pyplot as plt  # noqa: E402  # after the backend is chosen
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,6 +27,11 @@ def _svg(figure: Figure) -> str:
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the plot, where it covers no point."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=9, borderaxespad=0)
 
 
 def parity(texts: Mapping[str, Sequence[float]]) -> str:
@@ -42,7 +48,7 @@ def parity(texts: Mapping[str, Sequence[float]]) -> str:
         ylim=(0, 100),
     )
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
+    _legend(axes)
     return _svg(figure)
 
 
@@ -51,11 +57,11 @@ def quality_per_byte(rows: Rows) -> str:
     figure, axes = plt.subplots(figsize=(7, 3.6))
     for colour, row in zip(_COLOURS * 9, rows, strict=False):
         x, y = row["bytes"] / 2**20, max(1 - row["min_cosine"], 1e-8)
-        axes.plot([x], [y], "o", color=colour, markersize=9)
-        axes.annotate(row["build"], (x, y), textcoords="offset points", xytext=(8, 4), fontsize=9)
+        axes.plot([x], [y], "o", color=colour, markersize=9, label=row["build"])
     axes.set(yscale="log", xlabel="size (MiB)", ylabel="1 - cosine, worst text")
-    axes.margins(x=0.25, y=0.2)
+    axes.margins(x=0.1, y=0.2)
     axes.grid(visible=True, alpha=0.3)
+    _legend(axes)
     return _svg(figure)
 
 
@@ -73,5 +79,5 @@ def by_group(texts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         )
     axes.set(xscale="log", yscale="log", xlabel="tokens of the text", ylabel="1 - cosine")
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="upper right", fontsize=9)
+    _legend(axes)
     return _svg(figure)
