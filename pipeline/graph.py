@@ -50,7 +50,7 @@ class Part(nn.Module):
         self, architecture: ModuleType, config: Any, recipe: Recipe, span: Span, length: int
     ) -> None:
         super().__init__()
-        self.span, self.recipe, self.masking = span, recipe, architecture.MASKING
+        self.span, self.recipe = span, recipe
         if span.first:
             self.embeddings = architecture.Embeddings(config)
         self.layers = nn.ModuleDict(
@@ -61,19 +61,29 @@ class Part(nn.Module):
             self.dense = nn.ModuleDict(
                 {d.path: nn.Linear(d.in_features, d.out_features, bias=d.bias) for d in recipe.dense}
             )
-        self.register_buffer("positions", torch.empty(1, length), persistent=False)
+        self._tables = lambda: (
+            architecture.tables(config, length)
+            | {"positions": torch.arange(length, dtype=torch.float32)[None]}
+        )
+        with torch.device("cpu"):
+            shapes = {name: table.shape for name, table in self._tables().items()}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.empty(shape), persistent=False)
+        self.shared = [name for name in shapes if name != "positions"]
 
     def tables(self) -> dict[str, Tensor]:
         """The values of the buffers, which are traced without them."""
-        return {"positions": torch.arange(self.positions.shape[1], dtype=torch.float32)[None]}
+        tables: dict[str, Tensor] = self._tables()
+        return tables
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """See the class."""
         hidden = self.embeddings(x) if self.span.first else x.to(self.positions.dtype)
         real = attention_mask.to(hidden.dtype)
         additive = ((1.0 - real) * MASKED)[:, None, None, :]
+        context = {name: getattr(self, name) for name in self.shared}
         for layer in self.layers.values():
-            hidden = layer(hidden, additive)
+            hidden = layer(hidden, additive, context)
         if not self.span.last:
             return hidden
         pooled = self.pool(self.final(hidden), real)

@@ -140,6 +140,11 @@ def measure(
     first = next(iter(vectors.values()))
     others = [agreement.cosines(first, v).min() for v in list(vectors.values())[1:]]
     keep = agreement.distinct(expected)
+    if len(keep) < len(expected) // 2:
+        raise PipelineError(
+            f"the original gives only {len(keep)} different vectors for {len(expected)} texts: it cannot tell texts "
+            "apart, and nothing can be judged against it; is the checkpoint a trained one?"
+        )
     figures = {
         "texts": len(tokens),
         "texts_cut": sum(t.cut > 0 for t in tokens),

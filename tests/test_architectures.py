@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import CHAIN, write_modules
+from helpers import CHAIN, write_modules
 from sentence_transformers import SentenceTransformer
 
 from pipeline import architectures
@@ -21,6 +21,11 @@ TABLE = {
     "bert tanh gelu": {"hidden_act": "gelu_new"},
     "bert one type": {"type_vocab_size": 1},
     "bert large epsilon": {"layer_norm_eps": 1e-3},
+    "qwen3": {"model_type": "qwen3"},
+    "qwen3 no groups": {"model_type": "qwen3", "num_key_value_heads": 4},
+    "qwen3 one key head": {"model_type": "qwen3", "num_key_value_heads": 1},
+    "qwen3 other theta": {"model_type": "qwen3", "rope_theta": 1e6},
+    "llama": {"model_type": "llama"},
 }
 TEXTS = ["", "Hello", "The capital of China is Beijing.", "importance of trees", "word " * 200]
 

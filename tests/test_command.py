@@ -12,7 +12,7 @@ import time
 import coremltools as ct
 import numpy as np
 import pytest
-from conftest import ROOT, build_release, run
+from helpers import ROOT, build_release, run
 from sentence_transformers import SentenceTransformer
 
 from corembed import Embedder, release

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, minilm
+from helpers import ROOT, minilm
 from hub import COMMIT, running
 
 from pipeline.download import download, needed

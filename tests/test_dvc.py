@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 
 STAGES = ("download", "trace", "convert", "quantize", "validate", "benchmark", "summarize", "publish")
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import CHAIN, write_modules
+from helpers import CHAIN, write_modules
 
 from corembed.release import Dense, Recipe
 from pipeline.errors import PipelineError

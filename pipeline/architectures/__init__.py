@@ -5,9 +5,9 @@ Each module defines the same names:
 - `Config`, a frozen dataclass made by `parse(config)` from config.json, which refuses what is not implemented;
   it has `layers`, `hidden`, `vocabulary` and `positions`;
 - `Embeddings(config)`: token ids (batch, length) to hidden states (batch, length, hidden);
-- `Layer(config, index)`: hidden states and an additive mask to hidden states;
+- `Layer(config, index)`: hidden states, an additive padding mask and the tables to hidden states;
 - `Final(config)`: what follows the last layer;
-- `MASKING`: "padding" (every token sees every real token) or "causal";
+- `tables(config, length)`: constants of a bucket that all layers share (rotary positions, a causal mask);
 - `PREFIXES`: prefixes that checkpoints put before the parameter names of `Encoder`;
 - `rename(parameter)`: a parameter's name in the checkpoint.
 """

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from pipeline.architectures import require
 
-MASKING = "padding"
 PREFIXES = ("", "bert.")
 
 _ACTIVATIONS = {
@@ -63,6 +62,12 @@ def parse(config: Mapping[str, Any]) -> Config:
     )
 
 
+def tables(config: Config, length: int) -> dict[str, Tensor]:
+    """None: positions are weights."""
+    del config, length
+    return {}
+
+
 class Embeddings(nn.Module):
     """Token ids (batch, length) to (batch, length, hidden)."""
 
@@ -96,7 +101,7 @@ class Layer(nn.Module):
         self.output = nn.Linear(config.intermediate, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=config.epsilon)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, _: Mapping[str, Tensor]) -> Tensor:
         """Hidden states (batch, length, hidden), additive mask (batch, 1, 1, length)."""
         batch, length, width = hidden.shape
 

@@ -1,0 +1,18 @@
+"""Llama and SmolLM2 (Touvron et al. 2023, arXiv:2302.13971)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.architectures import _decoder
+from pipeline.architectures._decoder import Config, Embeddings, Final, Layer, rename, tables
+
+__all__ = ["PREFIXES", "Config", "Embeddings", "Final", "Layer", "parse", "rename", "tables"]
+
+PREFIXES = ("", "model.")
+
+
+def parse(config: Mapping[str, Any]) -> Config:
+    """Sizes from config.json."""
+    return _decoder.parse(config, qk_norm=False)
