@@ -123,9 +123,9 @@ def test_metrics_plots_and_experiments(project):
     shown = json.loads(metrics)[""]["data"]
 
     assert shown["reports/parity/tiny/int8.json"]["data"]["min_cosine"] >= 0.995
-    assert "quality-per-byte" in sh(
-        f"{DVC} plots show --show-vega quality-per-byte; echo quality-per-byte", project
-    )
+    for plot in ("quality-per-byte", "worst-cosine"):
+        drawn = json.loads(sh(f"{DVC} plots show --show-vega {plot} 2>/dev/null", project))
+        assert {v["build"] for v in drawn["data"]["values"]} == {"tiny fp16", "tiny int8"}
     sh(f"{DVC} exp run --quiet -S variants.int8.gates.min_cosine=0.99 validate@tiny-int8", project)
     assert "0.99" in sh(f"{DVC} params diff", project)
     sh("git checkout -q . && git clean -fdq", project)
@@ -164,12 +164,14 @@ def test_a_failing_gate_keeps_the_report_and_the_ignored_files(project):
     path.write_text(yaml.safe_dump(params))
     said = sh(f"{DVC} repro validate@tiny-int8", project, fails=True)
     report = json.loads((project / "reports/parity/tiny/int8.json").read_text())
+    changed = sh(f"{DVC} metrics diff --precision 7 --all", project)
     sh("git add -A", project)
     staged = sh("git diff --cached --name-only", project).split()
     sh("git reset -q --hard", project)
 
     assert "allowed at least 0.9999999" in said
     assert report["passed"] is False
+    assert "passed" in changed
     assert not [s for s in staged if s.startswith("artifacts/")]
 
 
