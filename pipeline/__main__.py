@@ -8,6 +8,7 @@ beside FOLDER and used by the next run with the same options.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import resource
@@ -95,6 +96,8 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         "max_lengths": chosen.max_length,
         "layout": chosen.layout,
         "size_limit": chosen.size_limit,
+        "variants": {v.name: dataclasses.asdict(v) for v in variants},
+        "folder": _stamps(Path(source.removeprefix("path:"))) if source.startswith("path:") else None,
     }
     if not (where.root / "options.json").exists() or read_json(where.root / "options.json") != wanted:
         remove(where.root)
@@ -142,6 +145,12 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         "peak_rss_bytes": peak,
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change of a folder's files: work kept from an earlier run is of use only if they are the same."""
+    files = sorted(p for p in folder.expanduser().rglob("*") if p.is_file())
+    return {str(p.relative_to(folder.expanduser())): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
 
 
 def _dimension(out: Path) -> int:

@@ -134,6 +134,19 @@ def test_killed_at_any_moment_a_second_run_ends_with_the_same_bytes(
     assert digest == {p: e for p, e in inventory(tiny_release).items() if ".mlpackage/" in p}
 
 
+def test_work_kept_from_a_failed_run_is_not_used_for_other_weights(tiny_checkpoint, tmp_path):
+    """A gate is missed, the checkpoint is replaced, the same command again: the new weights are built."""
+    source = shutil.copytree(tiny_checkpoint(initializer_range=1.0), tmp_path / "source")
+    assert not build(source, tmp_path / "out", "--max-length", 16, "--variant", "int4")["passed"]
+    for file in tiny_checkpoint().rglob("*.safetensors"):
+        shutil.copy(file, source / file.name)
+    build(source, tmp_path / "out", "--max-length", 16)
+    build(tiny_checkpoint(), tmp_path / "other", "--max-length", 16)
+    weights = "fp16.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "other" / weights).read_bytes()
+
+
 def test_a_flipped_byte_is_noticed(tiny_release, tmp_path):
     copy = shutil.copytree(tiny_release, tmp_path / "copy")
     path = copy / "fp16.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
