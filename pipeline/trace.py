@@ -201,7 +201,6 @@ def trace(entry: params.Model, checkpoint_folder: Path, out: Path) -> None:
     source = open_source(checkpoint_folder)
     check_buckets(source, entry.max_lengths)
     checkpoint = Checkpoint(checkpoint_folder)
-    spans(source, "single", entry.size_limit, checkpoint)
     _fp16_bytes(source, checkpoint)  # every tensor is there, of the right shape and type, before work begins
     with staged_folder(out) as partial:
         layouts = {
