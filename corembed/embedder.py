@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from corembed import engines, release
+from corembed import batching, engines, release
+from corembed.errors import TextError, TruncationError, VectorError
 from corembed.release import Function, Package, Release, ReleaseError
-from corembed.tokenizer import TextTokenizer
+from corembed.tokenizer import TextTokenizer, Tokenized, Tokens
 
 Vectors = npt.NDArray[np.float32]
+Truncate = Literal["error", "warn", "silent"]
+
+WINDOW = 2048
+"""Texts that are tokenized, sorted by length and packed together: memory stays that of one window."""
+
+NORM_TOLERANCE = 1e-2
+"""A normalising model in FP16 strays from norm 1 by at most 4e-3; more is a broken engine, not rounding."""
+
+
+class Options(TypedDict, total=False):
+    """What `Embedder.encode` takes beside the texts."""
+
+    prompt_name: str | None
+    prompt: str | None
+    dimensions: int | None
+    normalize: bool
+    batch_size: int | None
+    show_progress: bool
+    truncate: Truncate
 
 
 class Embedder:
-    """Embeds texts with one variant of a release.
+    """Embeds texts with one variant of a release. Threads may share it.
 
-    `release` is its record, `package` the variant and layout in use, `engine` what runs it.
+    `release` is its record, `folder` where it lies, `package` the variant and layout in use, `engine` what runs it.
     """
 
     def __init__(self, record: Release, folder: Path, package: Package, engine: engines.Engine) -> None:
-        self.release, self.package, self.engine = record, package, engine
+        self.release, self.folder, self.package, self.engine = record, folder, package, engine
         self.tokenizer = TextTokenizer(folder / "tokenizer.json", record.tokenizer)
 
     @classmethod
@@ -59,48 +81,130 @@ class Embedder:
         """Width of a vector."""
         return self.release.dimension
 
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text that the model sees, special tokens included."""
+        return self.release.tokenizer.max_length
+
+    @property
+    def embedding_space(self) -> str:
+        """Fingerprint of what decides a vector's meaning: only vectors of one space may be compared."""
+        return self.release.embedding_space
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """The shapes that the engine runs."""
+        return self.engine.functions or self.release.functions
+
     def function(self, tokens: int) -> Function:
-        """The smallest bucket that holds this many tokens."""
-        return min(
-            (f for f in self.release.functions if f.length >= tokens), key=lambda f: (f.length, f.batch)
+        """The smallest function that holds this many tokens."""
+        return min((f for f in self.functions if f.length >= tokens), key=lambda f: (f.length, f.batch))
+
+    def __repr__(self) -> str:
+        return (
+            f"Embedder({self.release.model} {self.release.version}, {self.package.variant} "
+            f"({self.package.layout}), {self.dimension} dimensions, engine {self.engine.name})"
         )
 
     def encode(
         self,
-        texts: Sequence[str] | str,
+        texts: str | Iterable[str],
         prompt_name: str | None = None,
         dimensions: int | None = None,
         *,
+        prompt: str | None = None,
         normalize: bool = True,
+        batch_size: int | None = None,
+        show_progress: bool = False,
+        truncate: Truncate = "warn",
     ) -> Vectors:
-        """Embed texts: float32 (n, D), unit rows; a single string gives (D,).
+        """Embed texts: float32 (n, D) in the order given, unit rows; a single string gives (D,).
 
-        `prompt_name` names one of the release's prompts, which is put before each text. `dimensions` keeps the
-        first so many (Matryoshka), where the release declares them. Texts beyond the longest bucket are cut, with
-        one warning. A vector that is zero or not finite is an error that names the text's index.
+        `prompt_name` names one of the release's prompts, `prompt` is one of your own and wins; either is put before
+        each text. `dimensions` keeps the first so many (Matryoshka), where the release declares them. `normalize`
+        false leaves rows as the model and the cut made them. `batch_size` is the most rows in one call of the
+        model. Texts beyond the longest bucket are cut: with one warning that counts them, silently, or not at all
+        (`truncate`). The texts may be any iterable; of it only a window is held at a time.
+
+        Raises `TypeError` for what is not a string, `TruncationError`, and `VectorError` for a vector that is not
+        one; each names the text's index.
         """
+        options: Options = {
+            "prompt_name": prompt_name,
+            "prompt": prompt,
+            "dimensions": dimensions,
+            "normalize": normalize,
+            "batch_size": batch_size,
+            "show_progress": show_progress,
+            "truncate": truncate,
+        }
         if isinstance(texts, str):
-            single: Vectors = self.encode([texts], prompt_name, dimensions, normalize=normalize)[0]
+            single: Vectors = self.encode([texts], **options)[0]
             return single
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {index} is {type(text).__name__}, expected str")
-        width = self._width(dimensions)
-        prompt = self._prompt(prompt_name)
-        tokens = self.tokenizer.encode([prompt + text for text in texts])
-        if cut := sum(t.cut > 0 for t in tokens):
-            warnings.warn(
-                f"{cut} of {len(tokens)} texts were cut to {self.release.tokenizer.max_length} tokens",
-                stacklevel=2,
-            )
-        vectors = np.empty((len(tokens), width), np.float32)
-        for index, item in enumerate(tokens):
-            function = self.function(len(item.ids))
-            ids, mask = self.tokenizer.pad([item], function)
-            vectors[index] = _checked(self.engine.run(function, ids, mask)[0], index)[:width]
-        if normalize:
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
+        if isinstance(texts, Sized):
+            vectors: Vectors = np.empty((len(texts), self._width(dimensions)), np.float32)
+            filled = 0
+            for block in self.encode_iter(texts, **options):
+                vectors[filled : filled + len(block)] = block
+                filled += len(block)
+            return vectors
+        blocks = list(self.encode_iter(texts, **options))
+        return np.concatenate([np.empty((0, self._width(dimensions)), np.float32), *blocks])
+
+    def encode_iter(self, texts: Iterable[str], **options: Unpack[Options]) -> Iterator[Vectors]:
+        """Embed a stream: blocks of float32 (at most `WINDOW`, D), in order, as soon as each is done.
+
+        Takes what `encode` takes. Arguments are checked at the call, texts as they come.
+        """
+        if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+            raise TypeError(f"texts is {type(texts).__name__}, expected an iterable of str")
+        truncate = options.get("truncate", "warn")
+        if truncate not in {"error", "warn", "silent"}:
+            raise ValueError(f"truncate={truncate!r}: expected error, warn or silent")
+        batch_size = options.get("batch_size")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        width = self._width(options.get("dimensions"))
+        prefix = self._prefix(options.get("prompt_name"), options.get("prompt"))
+        return self._blocks(texts, prefix, width, options)
+
+    def encode_query(self, texts: str | Iterable[str], **options: Unpack[Options]) -> Vectors:
+        """`encode` with the prompt named `query`, where the release has it and no other is asked for."""
+        return self.encode(texts, **self._with_prompt(options, "query"))
+
+    def encode_document(self, texts: str | Iterable[str], **options: Unpack[Options]) -> Vectors:
+        """`encode` with the prompt named `document`, `passage` or `corpus`, whichever the release has first."""
+        return self.encode(texts, **self._with_prompt(options, "document", "passage", "corpus"))
+
+    async def aencode(self, texts: str | Iterable[str], **options: Unpack[Options]) -> Vectors:
+        """`encode` in a thread, so that an event loop goes on meanwhile."""
+        import asyncio  # noqa: PLC0415  # a third of this package's import time, for one method
+
+        return await asyncio.to_thread(lambda: self.encode(texts, **options))
+
+    def tokenize(
+        self, texts: str | Sequence[str], prompt_name: str | None = None, prompt: str | None = None
+    ) -> list[Tokenized]:
+        """What the model will see of each text, the prompt and special tokens included, and what would be cut."""
+        texts = [texts] if isinstance(texts, str) else texts
+        prefix = self._prefix(prompt_name, prompt)
+        return self.tokenizer.explain([prefix + _text(t, i) for i, t in enumerate(texts)])
+
+    @staticmethod
+    def similarity(first: npt.ArrayLike, second: npt.ArrayLike) -> Vectors:
+        """Cosine of each row of one with each row of the other: float32 (n, m)."""
+        a, b = (np.atleast_2d(np.asarray(v, np.float32)) for v in (first, second))
+        if a.shape[1] != b.shape[1]:
+            raise ValueError(f"vectors of {a.shape[1]} and {b.shape[1]} dimensions cannot be compared")
+        norms = [np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b)]
+        cosines: Vectors = (a / norms[0]) @ (b / norms[1]).T
+        return cosines
+
+    def _with_prompt(self, options: Options, *candidates: str) -> Options:
+        there = [name for name in candidates if name in self.release.prompts]
+        if there and options.get("prompt") is None and options.get("prompt_name") is None:
+            return {**options, "prompt_name": there[0]}
+        return options
 
     def _width(self, dimensions: int | None) -> int:
         allowed = (self.dimension, *self.release.matryoshka_dimensions)
@@ -110,7 +214,9 @@ class Embedder:
             )
         return dimensions or self.dimension
 
-    def _prompt(self, name: str | None) -> str:
+    def _prefix(self, name: str | None, prompt: str | None) -> str:
+        if prompt is not None:
+            return prompt
         name = name or self.release.default_prompt
         if name is None:
             return ""
@@ -120,14 +226,98 @@ class Embedder:
             )
         return self.release.prompts[name]
 
+    def _blocks(self, texts: Iterable[str], prefix: str, width: int, options: Options) -> Iterator[Vectors]:
+        truncate, normalize = options.get("truncate", "warn"), options.get("normalize", True)
+        source, start, cut = iter(texts), 0, 0
+        with _progress(texts, show=options.get("show_progress", False)) as progress:
+            while window := list(itertools.islice(source, WINDOW)):
+                tokens = self._tokens(window, prefix, start)
+                over = [i for i, item in enumerate(tokens) if item.cut]
+                if over and truncate == "error":
+                    item, index = tokens[over[0]], start + over[0]
+                    raise TruncationError(
+                        f"text {index} has {len(item.ids) + item.cut} tokens, {self.release.model} sees "
+                        f"{self.max_length}: split it, or allow truncate='warn'",
+                        index,
+                    )
+                cut += len(over)
+                block: Vectors = np.empty((len(window), width), np.float32)
+                for call in batching.plan(
+                    [len(t.ids) for t in tokens], self.functions, options.get("batch_size")
+                ):
+                    block[list(call.rows)] = self._run(call, tokens, start)[:, :width]
+                    progress.update(len(call.rows))
+                start += len(window)
+                norms = np.linalg.norm(block, axis=1, keepdims=True)
+                if not norms.all():
+                    index = start - len(window) + int(np.flatnonzero(norms == 0)[0])
+                    raise VectorError(f"text {index}: its first {width} dimensions are all zero", index)
+                yield block / norms if normalize else block
+        if cut and truncate == "warn":
+            warnings.warn(
+                f"{cut} of {start} texts were cut to {self.max_length} tokens; `tokenize` shows what was lost",
+                stacklevel=_outside(),
+            )
 
-def _checked(vector: Vectors, index: int) -> Vectors:
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm) or norm == 0:
-        raise ArithmeticError(
-            f"text {index}: the model gave a vector of norm {norm}; it is not an embedding and was not returned"
-        )
-    return vector
+    def _tokens(self, window: Sequence[str], prefix: str, start: int) -> list[Tokens]:
+        try:
+            tokens = self.tokenizer.encode([prefix + _text(t, start + i) for i, t in enumerate(window)])
+        except TextError as error:
+            index = start + error.index
+            raise TextError(str(error).replace(f"text {error.index}", f"text {index}", 1), index) from error
+        for index, item in enumerate(tokens, start):
+            if not item.ids:
+                raise TextError(
+                    f"text {index} is empty, and this tokenizer adds no special tokens: nothing to embed",
+                    index,
+                )
+        return tokens
+
+    def _run(self, call: batching.Call, tokens: Sequence[Tokens], start: int) -> Vectors:
+        """Vectors of a call's texts, each one checked: right width, finite, non-zero, and of norm 1 if declared."""
+        ids, mask = self.tokenizer.pad([tokens[row] for row in call.rows], call.function)
+        vectors = self.engine.run(call.function, ids, mask)[: len(call.rows)]
+        if vectors.shape != (len(call.rows), self.dimension):
+            raise VectorError(
+                f"text {start + call.rows[0]}: the engine {self.engine.name} gave vectors of shape {vectors.shape}, "
+                f"expected {(len(call.rows), self.dimension)}",
+                start + call.rows[0],
+            )
+        norms = np.linalg.norm(vectors, axis=1)
+        bad = ~np.isfinite(norms) | (norms == 0)
+        if self.release.recipe.normalize:
+            bad |= ~(np.abs(norms - 1) <= NORM_TOLERANCE)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            index = start + call.rows[row]
+            raise VectorError(
+                f"text {index}: the engine {self.engine.name} gave a vector of norm {norms[row]}; it is not an "
+                "embedding and was not returned",
+                index,
+            )
+        return vectors
+
+
+def _text(text: str, index: int) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"text {index} is {type(text).__name__}, expected str")
+    return text
+
+
+def _outside() -> int:
+    """The `stacklevel` of the first caller outside this package (`skip_file_prefixes` needs Python 3.12)."""
+    here, level = str(Path(__file__).parent), 1
+    frame = sys._getframe(1)  # noqa: SLF001  # what the warnings module itself uses
+    while frame.f_back and frame.f_code.co_filename.startswith(here):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _progress(texts: Iterable[str], *, show: bool) -> Any:
+    from tqdm.auto import tqdm  # noqa: PLC0415  # huggingface-hub brings it; not needed to import corembed
+
+    total = len(texts) if isinstance(texts, Sized) else None
+    return tqdm(total=total, desc="embed", unit="text", disable=not show)
 
 
 def _fetch(repo: str, revision: str | None, variant: str | None, layout: str | None) -> Path:

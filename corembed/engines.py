@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,20 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from corembed.errors import EngineError
 from corembed.release import Function
 
 Array = npt.NDArray[Any]
 Predict = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
-class EngineError(Exception):
-    """An engine that is not there or cannot run this release."""
-
-
 class Engine(Protocol):
     """Runs one function of a release."""
 
     name: str
+    functions: tuple[Function, ...] | None
+    """Shapes it runs; None: those of the release."""
 
     def run(
         self, function: Function, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]
@@ -33,25 +33,33 @@ class Engine(Protocol):
 
 
 class PackageEngine:
-    """Runs packages one after another: `hidden` of one is the input of the next, the mask goes to all."""
+    """Runs packages one after another: `hidden` of one is the input of the next, the mask goes to all.
+
+    One call at a time: an `MLModel` is to be used by one thread at a time (Core ML's documentation), and callers
+    that share an engine take turns by the batch.
+    """
+
+    functions: tuple[Function, ...] | None = None
 
     def __init__(
         self, name: str, packages: Sequence[Path], load: Callable[[Path, Function], Predict]
     ) -> None:
         self.name, self._packages, self._load = name, packages, load
         self._loaded: dict[tuple[Path, str], Predict] = {}
+        self._lock = threading.Lock()
 
     def run(
         self, function: Function, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.float32]:
         """See `Engine`."""
         state: dict[str, Array] = {"input_ids": ids}
-        for package in self._packages:
-            key = (package, function.name)
-            if key not in self._loaded:
-                self._loaded[key] = self._load(package, function)
-            outputs = self._loaded[key]({**state, "attention_mask": mask})
-            state = {name: np.asarray(value) for name, value in outputs.items()}
+        with self._lock:
+            for package in self._packages:
+                key = (package, function.name)
+                if key not in self._loaded:
+                    self._loaded[key] = self._load(package, function)
+                outputs = self._loaded[key]({**state, "attention_mask": mask})
+                state = {name: np.asarray(value) for name, value in outputs.items()}
         return np.asarray(state["embedding"], np.float32)
 
 

@@ -15,14 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from corembed.errors import ReleaseError as ReleaseError  # noqa: PLC0414  # part of this module's face
+
 SCHEMA = 1
 """Version of the records below; a reader refuses a newer one."""
 
 FILE = "release.json"
-
-
-class ReleaseError(Exception):
-    """A release that is incomplete, damaged, or of a schema this version does not know."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +63,13 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """How text becomes token ids: `max_length` counts special tokens; `padding` is `left` or `right`."""
+    """How text becomes token ids: `max_length` counts special tokens; `padding` and `truncation` are `left` or `right`."""
 
     max_length: int
     pad_id: int
     padding: str
     lowercase: bool = False
+    truncation: str = "right"
 
 
 @dataclasses.dataclass(frozen=True)

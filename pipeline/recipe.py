@@ -142,4 +142,5 @@ def read_tokenizer(folder: Path, rows: int, longest: int) -> Tokenizer:
         pad_id=pad_id,
         padding=config.get("padding_side", "right"),
         lowercase=bool(declared.get("do_lower_case", False)),
+        truncation=config.get("truncation_side", "right"),
     )

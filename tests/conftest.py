@@ -12,6 +12,8 @@ import torch
 from helpers import CHAIN, TINY, build_release, minilm, write_modules
 from transformers import AutoConfig, AutoModel
 
+from corembed.release import Function
+
 Checkpoint = Callable[..., Path]
 
 
@@ -43,4 +45,22 @@ def tiny_release(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathF
     build_release(
         f"path:{tiny_checkpoint()}", "--out", out, "--max-length", 16, 64, "--variant", "fp16", "int8"
     )
+    return out
+
+
+@pytest.fixture(scope="session")
+def batched_release(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with two buckets, each with a function of one row and one of four."""
+    out = tmp_path_factory.mktemp("release") / "batched"
+
+    def functions(max_lengths: tuple[int, ...]) -> tuple[Function, ...]:
+        return tuple(
+            Function(f"length_{n}" + (f"_batch_{b}" if b > 1 else ""), b, n)
+            for n in max_lengths
+            for b in (1, 4)
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.trace.functions", functions)
+        build_release(f"path:{tiny_checkpoint()}", "--out", out, "--max-length", 16, 64, "--variant", "fp16")
     return out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,15 @@ CHAIN = tuple(f"sentence_transformers.models.{kind}" for kind in ("Transformer",
 def build_release(*arguments: object) -> dict[str, Any]:
     """What `python -m pipeline` does, in this process: its imports take longer than a tiny model."""
     return build(options([str(a) for a in arguments]))
+
+
+def edited(release: Path, out: Path, **changes: object) -> Path:
+    """A copy of a release (files linked) whose `release.json` says something else."""
+    shutil.copytree(release, out, copy_function=os.link)
+    record = json.loads((out / "release.json").read_text())
+    (out / "release.json").unlink()
+    (out / "release.json").write_text(json.dumps(record | changes))
+    return out
 
 
 def run(*command: object, cwd: Path = ROOT, fails: bool = False, env: dict[str, str] | None = None) -> str:
