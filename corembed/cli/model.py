@@ -1,0 +1,35 @@
+"""Options that choose a release, a variant and an engine; the same for every command that embeds."""
+
+from __future__ import annotations
+
+import argparse
+
+from corembed.embedder import Embedder
+
+UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add them."""
+    parser.add_argument("model", help="a release folder, or a Hub repository (ORG/NAME)")
+    group = parser.add_argument_group("model")
+    group.add_argument("--revision", help="tag or commit of the Hub repository")
+    group.add_argument("--variant", help="fp16, int8, …; the release's first by default")
+    group.add_argument("--layout", choices=("single", "parts"), help="chosen by the machine by default")
+    group.add_argument(
+        "--engine", help="coreml, mlx, sentence-transformers or milrun; the first that runs by default"
+    )
+    group.add_argument("--compute-units", choices=UNITS, help="what Core ML may use")
+
+
+def load(options: argparse.Namespace) -> Embedder:
+    """The embedder they choose."""
+    units = {} if options.compute_units is None else {"compute_units": options.compute_units}
+    return Embedder.from_pretrained(
+        options.model,
+        revision=options.revision,
+        variant=options.variant,
+        layout=options.layout,
+        engine=options.engine,
+        **units,
+    )

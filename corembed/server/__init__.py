@@ -1,0 +1,1 @@
+"""An OpenAI-compatible embeddings server over one release (extra `serve`)."""
