@@ -190,7 +190,9 @@ def write_tokenizer(folder: Path, rows: int, expected: str) -> None:
     (folder / "tokenizer.json").write_bytes(text)
     config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     config.pop("chat_template", None)
-    config["added_tokens_decoder"] = {k: v for k, v in config["added_tokens_decoder"].items() if int(k) < rows}
+    config["added_tokens_decoder"] = {
+        k: v for k, v in config["added_tokens_decoder"].items() if int(k) < rows
+    }
     write_json(folder / "tokenizer_config.json", config)
 
 

@@ -54,11 +54,16 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How token vectors become one embedding, as the checkpoint's sentence-transformers files declare it."""
+    """How token vectors become one embedding: as the checkpoint's sentence-transformers files declare it, or otherwise.
+
+    `pooling` is `mean`, `cls`, `lasttoken`, or `mean_all` (padding too, so the bucket's length matters); pooled is
+    the mean of what the last `layers` layers give.
+    """
 
     pooling: str
     normalize: bool
     dense: tuple[Dense, ...] = ()
+    layers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

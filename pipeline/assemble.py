@@ -7,6 +7,7 @@ weights. The same inputs give the same bytes: no dates, no random ids, determini
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from coremltools.proto import MIL_pb2, Model_pb2
 from safetensors.numpy import load_file
 from tqdm import tqdm
@@ -21,40 +23,70 @@ from tqdm import tqdm
 from corembed.release import Function
 from pipeline.blob import Blob, Writer
 from pipeline.checkpoint import Checkpoint
+from pipeline.cut import cut
 from pipeline.encodings import Encoding, arguments, make
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, staged_folder, write_json
 from pipeline.params import Variant
-from pipeline.skeleton import CONSTANT, WEIGHT, ct
+from pipeline.skeleton import ct
+from pipeline.splice import CONSTANT, WEIGHT, Span, splice, values
 
+PIECES = ("table", "mask", "layer", "head")
 _WEIGHTS = "@model_path/weights/weight.bin"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/corembed/corembed/mlpackage")
 
 
-class Part:
-    """The traced programs of one part of a model, and where its weights come from."""
+class Traced:
+    """What the stage `trace` wrote: the pieces of each function, and where the weights come from."""
 
-    def __init__(
-        self, traced: Path, record: Mapping[str, Any], functions: list[Function], target: str
-    ) -> None:
-        """Read the programs; `record` is the part's entry in `trace.json`."""
-        self.weights: Mapping[str, Any] = record["weights"]
-        self.record, self.functions, self.target = record, functions, target
-        folder = traced / record["folder"]
+    def __init__(self, folder: Path) -> None:
+        """Read `traced/`; its programs hold no weights."""
+        self.record = read_json(folder / "trace.json")
+        self.weights: Mapping[str, Any] = self.record["weights"]
+        self.target: str = self.record["target"]
+        self.functions = [Function(**f) for f in self.record["functions"]]
         self.constants = load_file(folder / "constants.safetensors")
-        self.programs = {}
-        for function in functions:
-            program = MIL_pb2.Program()
-            program.ParseFromString((folder / f"{function.name}.mil").read_bytes())
-            self.programs[function.name] = program
+        self.pieces = {
+            f.name: {p: _read(folder / f.name / f"{p}.mil") for p in PIECES} for f in self.functions
+        }
+
+    def spans(self, layout: str, variant: Variant) -> list[Span]:
+        """How a layout cuts the model, by the bytes of the variant."""
+        count, depth = self.record["layers"], self.record["recipe"]["layers"]
+        if layout == "single":
+            return [Span(0, count, table=True, head=True)]
+        layers, head = [0] * count, 0
+        for name, weight in self.weights.items():
+            size = sum(b.bytes for b in self.arguments(name, variant)[1].values())
+            if name.startswith("layers."):
+                layers[int(name.split(".")[1])] += size
+            elif weight["piece"] == "head":
+                head += size
+        tables = sum({digest(v): v.nbytes for k, v in self.constants.items() if "/table/" not in k}.values())
+        return cut(layers, head, tables, self.record["size_limit"], depth)
+
+    def arguments(self, name: str, variant: Variant) -> tuple[Encoding, Mapping[str, Blob]]:
+        """The encoding of a weight, and the arrays that store it."""
+        weight = self.weights[name]
+        encoding = make(variant.scheme(weight["kind"]), self.target)
+        return encoding, arguments(encoding, tuple(weight["shape"]))
 
 
-def _values(program: MIL_pb2.Program) -> Iterator[tuple[MIL_pb2.Operation, MIL_pb2.Value]]:
-    """The operations of a program that stand for a stored array, with the value to fill in."""
-    for block in program.functions["main"].block_specializations.values():
-        for operation in block.operations:
-            if operation.type == "const" and operation.attributes["val"].HasField("blobFileValue"):
-                yield operation, operation.attributes["val"]
+class Part:
+    """The functions of one package, joined from the traced pieces."""
+
+    def __init__(self, traced: Traced, span: Span) -> None:
+        """Join the pieces of each function."""
+        self.traced, self.functions, self.target = traced, traced.functions, traced.target
+        self.weights, self.constants = traced.weights, traced.constants
+        depth = traced.record["recipe"]["layers"]
+        self.programs = {f.name: splice(traced.pieces[f.name], span, depth) for f in self.functions}
+
+
+def _read(path: Path) -> MIL_pb2.Program:
+    program = MIL_pb2.Program()
+    program.ParseFromString(path.read_bytes())
+    return program
 
 
 class Plan:
@@ -66,8 +98,10 @@ class Plan:
         self.blobs: list[Blob] = []
         self.encodings: dict[str, Encoding] = {}
         self.slots: dict[str, dict[str, int]] = {}
+        self.tables: dict[str, str] = {}
+        self.copies: set[str] = set()
         for name, program in part.programs.items():
-            for _, value in _values(program):
+            for _, value in values(program):
                 self._add(name, value.blobFileValue.fileName, variant)
 
     def _add(self, function: str, reference: str, variant: Variant) -> None:
@@ -75,15 +109,23 @@ class Plan:
         if key in self.slots:
             return
         if reference.startswith(WEIGHT):
-            weight = self.part.weights[key.removeprefix(WEIGHT)]
-            encoding = make(variant.scheme(weight["kind"]), self.part.target)
-            self.encodings[key] = encoding
-            blobs = arguments(encoding, tuple(weight["shape"]))
+            self.encodings[key], blobs = self.part.traced.arguments(key.removeprefix(WEIGHT), variant)
         else:
-            values = self.part.constants[key.removeprefix(CONSTANT)]
-            blobs = {"val": Blob(str(values.dtype), values.shape)}
+            table = self.part.constants[key.removeprefix(CONSTANT)]
+            first = self.tables.setdefault(digest(table), key)
+            if first != key:  # the functions of a length share their tables, whatever their batch
+                self.slots[key] = self.slots[first]
+                self.copies.add(key)
+                return
+            blobs = {"val": Blob(str(table.dtype), table.shape)}
         self.slots[key] = {argument: len(self.blobs) + i for i, argument in enumerate(blobs)}
         self.blobs += blobs.values()
+
+
+def digest(table: npt.NDArray[np.generic]) -> str:
+    """A fingerprint of a table: type, shape and values."""
+    told = f"{table.dtype} {table.shape}".encode()
+    return hashlib.sha256(told + np.ascontiguousarray(table).tobytes()).hexdigest()
 
 
 def slot(function: str, reference: str) -> str:
@@ -101,6 +143,8 @@ def write_weights(plan: Plan, checkpoint: Path, path: Path, label: str) -> list[
     )
     with Writer(path, plan.blobs) as writer:
         for key, places in plan.slots.items():
+            if key in plan.copies:
+                continue
             for argument, data in _stream(plan, key, checkpoint, opened):
                 writer.append(places[argument], data)
                 progress.update(len(data))
@@ -157,9 +201,9 @@ def _tensor_type(target: MIL_pb2.ValueType, dtype: int, shape: tuple[int, ...]) 
         target.tensorType.dimensions.add().constant.size = size
 
 
-def bind(program: MIL_pb2.Program, function: str, plan: Plan, offsets: list[int]) -> None:
+def bind(program: MIL_pb2.Function, function: str, plan: Plan, offsets: list[int]) -> None:
     """Replace the names in a program by stored arrays, and `const` by the operation that decodes the weight."""
-    for operation, value in _values(program):
+    for operation, value in values(program):
         key = slot(function, value.blobFileValue.fileName)
         stored = {a: _file_value(plan.blobs[i], offsets[i]) for a, i in plan.slots[key].items()}
         encoding = plan.encodings.get(key)
@@ -198,9 +242,9 @@ def model(plan: Plan, offsets: list[int], metadata: Mapping[str, str]) -> Model_
     for function in part.functions:
         program = part.programs[function.name]
         bind(program, function.name, plan, offsets)
-        made.mlProgram.functions[function.name].CopyFrom(program.functions["main"])
+        made.mlProgram.functions[function.name].CopyFrom(program)
         features = description.functions.add(name=function.name) if several else description
-        _describe(features, program.functions["main"])
+        _describe(features, program)
     return made
 
 
@@ -212,7 +256,7 @@ _ARRAYS = {
 _MEANING = {
     "input_ids": "Token ids, padded to the bucket's length",
     "attention_mask": "1 for a token, 0 for padding",
-    "hidden": "Hidden states between two parts",
+    "hidden": "Hidden states after so many layers",
     "embedding": "One vector a text",
 }
 
@@ -223,7 +267,9 @@ def _describe(features: Any, function: MIL_pb2.Function) -> None:
     named = [(features.input, i.name, i.type) for i in function.inputs]
     named += [(features.output, name, outputs[name]) for name in block.outputs]
     for target, name, kind in named:
-        feature = target.add(name=name, shortDescription=_MEANING[name])
+        feature = target.add(
+            name=name, shortDescription=_MEANING[name.split("_")[0] if name.startswith("hidden") else name]
+        )
         array = feature.type.multiArrayType
         array.shape.extend(d.constant.size for d in kind.tensorType.dimensions)
         array.dataType = array.ArrayDataType.Value(_ARRAYS[kind.tensorType.dataType])
@@ -269,16 +315,15 @@ def assemble(
     traced: Path, checkpoint: Path, variant: Variant, out: Path, metadata: Mapping[str, str]
 ) -> None:
     """Write all layouts of one variant into the folder `out`, which appears only when all are complete."""
-    record = read_json(traced / "trace.json")
-    functions = [Function(**f) for f in record["functions"]]
+    made, counts = Traced(traced), {}
     with staged_folder(out) as partial:
-        for layout, parts in record["layouts"].items():
-            for name, entry in zip(package_names(variant.name, layout, len(parts)), parts, strict=True):
-                part = Part(traced, entry, functions, record["target"])
+        for layout in made.record["layouts"]:
+            spans = made.spans(layout, variant)
+            counts[layout] = len(spans)
+            for name, span in zip(package_names(variant.name, layout, len(spans)), spans, strict=True):
                 (partial / name).mkdir(parents=True)
-                write_package(Plan(part, variant), checkpoint, partial / name, metadata)
-        counts = {layout: len(parts) for layout, parts in record["layouts"].items()}
-        summary = {k: record[k] for k in ("functions", "target", "dimension")} | {
+                write_package(Plan(Part(made, span), variant), checkpoint, partial / name, metadata)
+        summary = {k: made.record[k] for k in ("functions", "target", "dimension")} | {
             "layouts": counts,
             "metadata": metadata,
         }

@@ -1,8 +1,12 @@
-"""The graph that is converted: an encoder, whole or cut at layer borders, with its pooling."""
+"""The graph that is converted, in four pieces that are traced once and joined: table, mask, one layer, head.
+
+All layers of an encoder are alike, so a model of any depth is its one traced layer, repeated with other weights.
+Each piece takes and gives FP16 and is at home on the meta device; together they are the model, in eager PyTorch too.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -28,65 +32,92 @@ _ACTIVATIONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """Layers `start` to `stop` of an encoder, with its embeddings if `first`, with pooling if `last`."""
+class Piece(nn.Module):
+    """A module whose constant tables are buffers: shapes while it is traced, values afterwards."""
 
-    start: int
-    stop: int
-    first: bool
-    last: bool
+    def hold(self, make: Callable[[], dict[str, Tensor]]) -> None:
+        """Register buffers of the tables' shapes on the current device; `self.tables` keeps their values."""
+        with torch.device("cpu"):
+            tables = self.tables = make()
+        for name, table in tables.items():
+            self.register_buffer(name, torch.empty(table.shape), persistent=False)
+
+    def fill(self) -> None:
+        """Put the tables' values into the buffers."""
+        for name, table in self.tables.items():
+            setattr(self, name, table)
 
 
-class Part(nn.Module):
-    """A span of an encoder as one graph.
+class Table(Piece):
+    """`input_ids` (batch, length) int32 to hidden states (batch, length, hidden)."""
 
-    Inputs: `input_ids` (batch, length) int32 for the first part, `hidden` (batch, length, hidden) for others;
-    `attention_mask` (batch, length) int32. Output: `embedding` (batch, dimension) for the last part, `hidden`
-    for others.
+    def __init__(self, architecture: ModuleType, config: Any) -> None:
+        super().__init__()
+        self.embeddings = architecture.Embeddings(config)
+        self.hold(dict)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """See the class."""
+        embedded: Tensor = self.embeddings(ids)
+        return embedded
+
+
+class Mask(Piece):
+    """`attention_mask` (batch, length) int32 to what attention adds to its scores.
+
+    That is (batch, 1, 1, length), or whatever else the architecture makes of it.
     """
 
-    def __init__(
-        self, architecture: ModuleType, config: Any, recipe: Recipe, span: Span, length: int
-    ) -> None:
+    def __init__(self, architecture: ModuleType, config: Any, length: int) -> None:
         super().__init__()
-        self.span, self.recipe = span, recipe
-        if span.first:
-            self.embeddings = architecture.Embeddings(config)
-        self.layers = nn.ModuleDict(
-            {str(i): architecture.Layer(config, i) for i in range(span.start, span.stop)}
-        )
-        if span.last:
-            self.final = architecture.Final(config)
-            self.dense = nn.ModuleDict(
-                {d.path: nn.Linear(d.in_features, d.out_features, bias=d.bias) for d in recipe.dense}
-            )
-        self._tables = lambda: (
-            architecture.tables(config, length)
-            | {"positions": torch.arange(length, dtype=torch.float32)[None]}
-        )
-        with torch.device("cpu"):
-            shapes = {name: table.shape for name, table in self._tables().items()}
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.empty(shape), persistent=False)
-        self.shared = [name for name in shapes if name != "positions"]
+        self.hold(lambda: architecture.mask_tables(config, length) | {"one": torch.ones(1)})
+        self.combine = architecture.combine
 
-    def tables(self) -> dict[str, Tensor]:
-        """The values of the buffers, which are traced without them."""
-        tables: dict[str, Tensor] = self._tables()
-        return tables
-
-    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, attention_mask: Tensor) -> Tensor:
         """See the class."""
-        hidden = self.embeddings(x) if self.span.first else x.to(self.positions.dtype)
-        real = attention_mask.to(hidden.dtype)
-        additive = ((1.0 - real) * MASKED)[:, None, None, :]
-        context = {name: getattr(self, name) for name in self.shared}
-        for layer in self.layers.values():
-            hidden = layer(hidden, additive, context)
-        if not self.span.last:
-            return hidden
-        pooled = self.pool(self.final(hidden), real)
+        additive = ((self.one - attention_mask.to(self.one.dtype)) * MASKED)[:, None, None, :]
+        combined: Tensor = self.combine(additive, self)
+        return combined
+
+
+class Layer(Piece):
+    """Hidden states (batch, length, hidden) and the mask's output to hidden states."""
+
+    def __init__(self, architecture: ModuleType, config: Any, length: int) -> None:
+        super().__init__()
+        self.layer = architecture.Layer(config)
+        self.hold(lambda: architecture.tables(config, length))
+
+    def forward(self, hidden: Tensor, additive: Tensor) -> Tensor:
+        """See the class."""
+        dtype = next(self.layer.parameters()).dtype
+        context = {name: getattr(self, name) for name in self.tables}
+        changed: Tensor = self.layer(hidden.to(dtype), additive.to(dtype), context)
+        return changed
+
+
+class Head(Piece):
+    """`attention_mask` and the last layers' hidden states to `embedding` (batch, dimension)."""
+
+    def __init__(self, architecture: ModuleType, config: Any, recipe: Recipe, length: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.final = architecture.Final(config)
+        self.dense = nn.ModuleDict(
+            {d.path: nn.Linear(d.in_features, d.out_features, bias=d.bias) for d in recipe.dense}
+        )
+        self.hold(lambda: {"positions": torch.arange(length, dtype=torch.float32)[None]})
+
+    def forward(self, attention_mask: Tensor, *states: Tensor) -> Tensor:
+        """`states`: what the last `recipe.layers` layers gave, the very last first."""
+        last, *earlier = (state.to(self.positions.dtype) for state in states)
+        hidden = self.final(last)
+        if earlier:  # each is divided before the sum, which FP16 might not hold
+            share = 1.0 / len(states)
+            hidden = hidden * share
+            for state in earlier:
+                hidden = hidden + state * share
+        pooled = self.pool(hidden, attention_mask.to(hidden.dtype))
         for dense in self.recipe.dense:
             pooled = _ACTIVATIONS[dense.activation](self.dense[dense.path](pooled))
         return normalize(pooled) if self.recipe.normalize else pooled
@@ -99,6 +130,8 @@ class Part(nn.Module):
         """
         if self.recipe.pooling == "mean":
             weights = real / real.sum(1, keepdim=True).clamp(1.0, LARGEST)
+        elif self.recipe.pooling == "mean_all":  # padding too: what an application may have stored
+            weights = real * 0.0 + 1.0 / self.positions.shape[1]
         else:
             count = (
                 self.positions
@@ -110,6 +143,32 @@ class Part(nn.Module):
             )  # the last real position; counted backwards: the first
             weights = (count == chosen).to(hidden.dtype)
         return torch.matmul(weights[:, None, :], hidden)[:, 0]
+
+
+class Encoder(nn.Module):
+    """All pieces of a model, for what needs the whole: the names of all weights, and eager PyTorch."""
+
+    def __init__(self, architecture: ModuleType, config: Any, recipe: Recipe, length: int) -> None:
+        super().__init__()
+        self.table = Table(architecture, config)
+        self.mask = Mask(architecture, config, length)
+        self.layers = nn.ModuleList([Layer(architecture, config, length) for _ in range(config.layers)])
+        self.head = Head(architecture, config, recipe, length)
+        self.depth = recipe.layers
+
+    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask (batch, length) to embeddings (batch, dimension)."""
+        states = [self.table(ids)]
+        additive = self.mask(attention_mask)
+        for layer in self.layers:
+            states.append(layer(states[-1], additive))
+        embedding: Tensor = self.head(attention_mask, *states[: -1 - self.depth : -1])
+        return embedding
+
+
+def weight_name(piece: str, parameter: str, layer: int = 0) -> str:
+    """The name of a weight in the model: of a piece's own `layer.q_proj.weight`, `layers.3.q_proj.weight`."""
+    return f"layers.{layer}.{parameter.removeprefix('layer.')}" if piece == "layer" else parameter
 
 
 def normalize(x: Tensor) -> Tensor:

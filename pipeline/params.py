@@ -65,6 +65,8 @@ class Model:
     size_limit: int = 1 << 30
     target: str = "iOS18"
     parity_texts: int = 256
+    batches: tuple[int, ...] = (1,)
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(path: Path = PARAMS) -> dict[str, Any]:
@@ -106,8 +108,12 @@ def model(name: str, params: Mapping[str, Any] | None = None) -> Model:
     entry = dict(_entry("models", name, params or load()))
     entry["max_lengths"] = tuple(entry.get("max_lengths", ()))
     entry["layouts"] = tuple(entry.get("layouts", ("single",)))
+    entry["batches"] = tuple(entry.get("batches", (1,)))
     found: Model = _record(Model, where, {"revision": None, "license": None} | entry, name=name)
     check_lengths(found.max_lengths, where)
+    check_lengths(found.batches, where, "batches")
+    if found.batches[0] != 1:
+        raise PipelineError(f"{where}: batches {list(found.batches)} must begin with 1: clients run one text")
     if found.target not in TARGETS:
         raise PipelineError(f"{where}: target {found.target!r} is not one of {', '.join(TARGETS)}")
     if unknown := set(found.layouts) - {"single", "parts"}:
@@ -115,15 +121,15 @@ def model(name: str, params: Mapping[str, Any] | None = None) -> Model:
     return found
 
 
-def check_lengths(lengths: tuple[int, ...], where: str) -> None:
-    """Refuse buckets that are not positive, distinct integers in rising order."""
+def check_lengths(lengths: tuple[int, ...], where: str, what: str = "max_lengths") -> None:
+    """Refuse buckets or batch sizes that are not positive, distinct integers in rising order."""
     if (
         not lengths
         or any(not isinstance(n, int) or n < 1 for n in lengths)
         or sorted(set(lengths)) != list(lengths)
     ):
         raise PipelineError(
-            f"{where}: max_lengths {list(lengths)} must be distinct positive integers in rising order"
+            f"{where}: {what} {list(lengths)} must be distinct positive integers in rising order"
         )
 
 

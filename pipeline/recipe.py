@@ -6,6 +6,8 @@ what is not declared there is an error, never a guess.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,24 @@ def read_recipe(folder: Path) -> Recipe:
         normalize=kinds[-1] == "Normalize",
         dense=tuple(_dense(folder, place) for _, place in modules[2:dense_end]),
     )
+
+
+def override(declared: Recipe, changes: Mapping[str, Any], layers: int) -> Recipe:
+    """The declared recipe with the changes of a model's `recipe:` entry: `pooling`, `normalize`, `layers`.
+
+    For vectors that an application already has: `mean_all` averages padding too, `layers: N` takes the mean of the
+    last N hidden states as transformers counts them (the last one after the final norm, the others before it).
+    """
+    if unknown := sorted(set(changes) - {"pooling", "normalize", "layers"}):
+        raise PipelineError(f"recipe: unknown setting {unknown[0]!r} (known: layers, normalize, pooling)")
+    made = dataclasses.replace(declared, **changes)
+    if made.pooling not in (*POOLINGS, "mean_all"):
+        raise PipelineError(
+            f"recipe: pooling {made.pooling!r} is not implemented; implemented is one of {', '.join(POOLINGS)}, mean_all"
+        )
+    if not isinstance(made.layers, int) or not 1 <= made.layers <= layers:
+        raise PipelineError(f"recipe: layers {made.layers!r} must be between 1 and the model's {layers}")
+    return made
 
 
 def _pooling(path: Path) -> str:

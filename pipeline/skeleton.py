@@ -38,9 +38,7 @@ with warnings.catch_warnings():
     from coremltools.proto import MIL_pb2
 
 from pipeline.errors import PipelineError
-
-WEIGHT = "weight:"
-CONSTANT = "constant:"
+from pipeline.splice import CONSTANT, WEIGHT
 
 _FIRST_TAG = 0x4000  # the bits of 2.0: tags are FP16 numbers from 2 up, so no pass takes one for a 0 or a 1
 _LAST_TAG = 0x7BFF  # the largest finite FP16 number
@@ -122,7 +120,7 @@ def _place(root: nn.Module, name: str, value: Tensor, *, parameter: bool) -> Non
 def tags(parameters: Iterator[tuple[str, Tensor]]) -> dict[int, tuple[str, tuple[int, ...]]]:
     """A different FP16 bit pattern for each parameter, with its name and shape."""
     found = {_FIRST_TAG + i: (name, tuple(p.shape)) for i, (name, p) in enumerate(parameters)}
-    if max(found) > _LAST_TAG:
+    if max(found, default=0) > _LAST_TAG:
         raise PipelineError(
             f"the graph has {len(found)} parameters, more than there are tags for; cut it into parts"
         )

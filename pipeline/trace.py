@@ -2,8 +2,9 @@
 
 From `checkpoint/`, writes
 
-- `traced/`: for each layout, part and bucket a MIL program without weights, and `trace.json`, which names the
-  tensor of the checkpoint for each weight (not shared between machines: it is made again in seconds);
+- `traced/`: for each bucket the MIL programs, without weights, of the pieces that packages are joined from (table,
+  mask, one layer, head), and `trace.json`, which names the tensor of the checkpoint for each weight (not shared
+  between machines: it is made again in seconds);
 - `reference/`: what later machines need instead of the checkpoint: config and tokenizer files, `reference.json`
   (recipe, dimension, prompts) and the official implementation's embeddings of the parity texts.
 """
@@ -27,8 +28,8 @@ from pipeline import architectures, params, places
 from pipeline.checkpoint import Checkpoint, Tensor
 from pipeline.errors import PipelineError, run
 from pipeline.files import link, read_json, staged_folder, write_json
-from pipeline.graph import Part, Span
-from pipeline.recipe import read_prompts, read_recipe, read_tokenizer
+from pipeline.graph import Head, Layer, Mask, Piece, Table, weight_name
+from pipeline.recipe import override, read_prompts, read_recipe, read_tokenizer
 from pipeline.skeleton import Input, skeleton
 
 SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -50,21 +51,33 @@ class Source:
         return width
 
 
-def open_source(folder: Path) -> Source:
-    """Read the small files of a checkpoint; nothing is known of its weights yet."""
+def open_source(folder: Path, recipe: Mapping[str, Any] | None = None) -> Source:
+    """Read the small files of a checkpoint; nothing is known of its weights yet.
+
+    `recipe` overrides what the checkpoint declares; see `pipeline.recipe.override`.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise PipelineError(f"{folder}: no config.json; this is not a transformers checkpoint")
     raw = read_json(path)
     architecture = architectures.find(raw)
-    return Source(folder, architecture, architecture.parse(raw), read_recipe(folder))
+    config = architecture.parse(raw)
+    declared = override(read_recipe(folder), recipe or {}, config.layers)
+    return Source(folder, architecture, config, declared)
 
 
-def functions(max_lengths: tuple[int, ...]) -> tuple[Function, ...]:
-    """One function a bucket; a single one is called `main`, as clients that know no functions expect."""
-    if len(max_lengths) == 1:
-        return (Function("main", 1, max_lengths[0]),)
-    return tuple(Function(f"length_{n}", 1, n) for n in max_lengths)
+def functions(max_lengths: tuple[int, ...], batches: tuple[int, ...] = (1,)) -> tuple[Function, ...]:
+    """One function a bucket and batch, the shortest with one text first: clients that know no functions get it.
+
+    A single one is called `main`, as such clients expect.
+    """
+    if len(max_lengths) == len(batches) == 1:
+        return (Function("main", batches[0], max_lengths[0]),)
+    return tuple(
+        Function(f"length_{n}" + (f"_batch_{batch}" if batch > 1 else ""), batch, n)
+        for batch in sorted(batches)
+        for n in max_lengths
+    )
 
 
 def weight_kind(module: nn.Module, parameter: str) -> str:
@@ -90,51 +103,24 @@ def find_tensor(source: Source, checkpoint: Checkpoint, parameter: str, shape: t
     return checkpoint.find(name, shape)
 
 
-def spans(source: Source, layout: str, size_limit: int, checkpoint: Checkpoint) -> list[Span]:
-    """Where a layout cuts the encoder: nowhere, or at layer borders so that FP16 weights fit `size_limit`."""
-    layers = source.config.layers
-    if layout == "single":
-        return [Span(0, layers, first=True, last=True)]
-    ends, used, limit = [], 0, size_limit * 9 // 10  # the compiled program itself needs room too
-    sizes = _fp16_bytes(source, checkpoint)
-    for index in range(layers):
-        extra = sizes["embeddings"] * (index == 0) + sizes["final"] * (index == layers - 1)
-        need = sizes[str(index)] + extra
-        if need > limit:
-            raise PipelineError(
-                f"layer {index} with what belongs to it takes {need} bytes in FP16, more than the size limit "
-                f"{size_limit} allows; raise it"
-            )
-        if used + need > limit:
-            ends.append(index)
-            used = 0
-        used += need
-    ends.append(layers)
-    starts = [0, *ends[:-1]]
-    return [Span(a, b, first=a == 0, last=b == layers) for a, b in zip(starts, ends, strict=True)]
-
-
-def _fp16_bytes(source: Source, checkpoint: Checkpoint) -> dict[str, int]:
+def weights(source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The tensor, shape and kind of each weight of the model; that all are there and fit is checked on the way."""
+    found = {}
     with torch.device("meta"):
-        whole = Part(
-            source.architecture,
-            source.config,
-            source.recipe,
-            Span(0, source.config.layers, first=True, last=True),
-            8,
-        )
-    sizes = {"embeddings": 0, "final": 0} | {str(i): 0 for i in range(source.config.layers)}
-    for name, parameter in whole.named_parameters():
-        find_tensor(source, checkpoint, name, tuple(parameter.shape))
-        group = (
-            name.split(".")[1]
-            if name.startswith("layers.")
-            else "embeddings"
-            if name.startswith("embeddings.")
-            else "final"
-        )
-        sizes[group] += 2 * parameter.numel()
-    return sizes
+        made = pieces(source, Function("", 1, 8))
+    for piece, (module, _, _) in made.items():
+        for layer in range(source.config.layers if piece == "layer" else 1):
+            for parameter, value in module.named_parameters():
+                name, shape = weight_name(piece, parameter, layer), tuple(value.shape)
+                tensor = find_tensor(source, checkpoint, name, shape)
+                found[name] = {
+                    "tensor": tensor.name,
+                    "folder": tensor.file.parent.relative_to(source.folder).as_posix(),
+                    "shape": list(shape),
+                    "kind": weight_kind(module, parameter),
+                    "piece": piece,
+                }
+    return found
 
 
 def check_buckets(source: Source, max_lengths: tuple[int, ...]) -> None:
@@ -145,81 +131,68 @@ def check_buckets(source: Source, max_lengths: tuple[int, ...]) -> None:
         )
 
 
-def trace_layout(
-    source: Source, checkpoint: Checkpoint, layout: str, entry: params.Model, out: Path
-) -> list[dict[str, Any]]:
-    """Write the programs of one layout to `out`; for each part: its weights, their tensors and kinds, its programs."""
-    buckets = functions(entry.max_lengths)
-    cuts = spans(source, layout, entry.size_limit, checkpoint)
-    parts = []
-    progress = tqdm(total=len(cuts) * len(buckets), desc=f"trace {layout}", unit="program", disable=None)
-    for number, span in enumerate(cuts, 1):
-        folder = out / f"{layout}-{number:02d}"
-        folder.mkdir()
-        weights: dict[str, Any] = {}
-        constants = {}
-        for function in buckets:
-            with torch.device("meta"):
-                part = Part(source.architecture, source.config, source.recipe, span, function.length)
-            made = skeleton(part, part.tables(), inputs(source, span, function), output(span), entry.target)
-            (folder / f"{function.name}.mil").write_bytes(made.program.SerializeToString(deterministic=True))
-            constants |= {f"{function.name}/{name}": values for name, values in made.constants.items()}
-            for name, shape in made.weights.items():
-                tensor = find_tensor(source, checkpoint, name, shape)
-                weights[name] = {
-                    "tensor": tensor.name,
-                    "folder": tensor.file.parent.relative_to(source.folder).as_posix(),
-                    "shape": list(shape),
-                    "kind": weight_kind(part, name),
-                }
-            progress.update()
-        save_file(constants, folder / "constants.safetensors")
-        parts.append({"folder": folder.name, "weights": weights, "first": span.first, "last": span.last})
-    progress.close()
-    return parts
-
-
-def inputs(source: Source, span: Span, function: Function) -> list[Input]:
-    """What a part takes: token ids or hidden states, and the mask."""
-    shape = (function.batch, function.length)
-    mask = Input("attention_mask", shape)
-    return [
-        Input("input_ids", shape)
-        if span.first
-        else Input("hidden", (*shape, source.config.hidden), "float16"),
-        mask,
-    ]
-
-
-def output(span: Span) -> tuple[str, str]:
-    """What a part gives: name and type."""
-    return ("embedding", "float32") if span.last else ("hidden", "float16")
+def pieces(source: Source, function: Function) -> dict[str, tuple[Piece, list[Input], tuple[str, str]]]:
+    """The modules that are traced for a function, with their inputs and the name and type of their output."""
+    architecture, config, length = source.architecture, source.config, function.length
+    shape = (function.batch, length)
+    table, mask = Table(architecture, config), Mask(architecture, config, length)
+    layer, head = (
+        Layer(architecture, config, length),
+        Head(architecture, config, source.recipe, length),
+    )
+    states = [Input(f"state_{i}", (*shape, config.hidden), "float16") for i in range(source.recipe.layers)]
+    real = Input("attention_mask", shape)
+    additive = tuple(mask(torch.empty(shape, dtype=torch.int32, device="meta")).shape)
+    return {
+        "table": (table, [Input("input_ids", shape)], ("hidden", "float16")),
+        "mask": (mask, [real], ("additive", "float16")),
+        "layer": (
+            layer,
+            [Input("hidden", (*shape, config.hidden), "float16"), Input("additive", additive, "float16")],
+            ("changed", "float16"),
+        ),
+        "head": (head, [real, *states], ("embedding", "float32")),
+    }
 
 
 def trace(entry: params.Model, checkpoint_folder: Path, out: Path) -> None:
     """Write `traced/` for one checkpoint; see the module."""
-    source = open_source(checkpoint_folder)
+    source = open_source(checkpoint_folder, entry.recipe)
     check_buckets(source, entry.max_lengths)
-    checkpoint = Checkpoint(checkpoint_folder)
-    _fp16_bytes(source, checkpoint)  # every tensor is there, of the right shape and type, before work begins
+    # Every tensor is there, of the right shape and type, before work begins.
+    found = weights(source, Checkpoint(checkpoint_folder))
+    buckets = functions(entry.max_lengths, entry.batches)
+    constants = {}
     with staged_folder(out) as partial:
-        layouts = {
-            layout: trace_layout(source, checkpoint, layout, entry, partial) for layout in entry.layouts
-        }
+        progress = tqdm(total=4 * len(buckets), desc="trace", unit="piece", disable=None)
+        for function in buckets:
+            (partial / function.name).mkdir()
+            with torch.device("meta"):
+                made = pieces(source, function)
+            for name, (module, inputs, output) in made.items():
+                traced = skeleton(module, module.tables, inputs, output, entry.target)
+                path = partial / function.name / f"{name}.mil"
+                path.write_bytes(traced.program.SerializeToString(deterministic=True))
+                constants |= {f"{function.name}/{name}/{key}": v for key, v in traced.constants.items()}
+                progress.update()
+        progress.close()
+        save_file(constants, partial / "constants.safetensors")
         record = {
             "target": entry.target,
             "dimension": source.dimension,
-            "hidden": source.config.hidden,
+            "layers": source.config.layers,
             "recipe": dataclasses.asdict(source.recipe),
-            "functions": [dataclasses.asdict(f) for f in functions(entry.max_lengths)],
-            "layouts": layouts,
+            "functions": [dataclasses.asdict(f) for f in buckets],
+            "layouts": list(entry.layouts),
+            "size_limit": entry.size_limit,
+            "weights": found,
         }
         write_json(partial / "trace.json", record)
 
 
 def describe(entry: params.Model, checkpoint_folder: Path, out: Path) -> dict[str, Any]:
     """Copy the small files to `out` and write `reference.json`: recipe, prompts, tokenizer, dimension."""
-    source = open_source(checkpoint_folder)
+    source = open_source(checkpoint_folder, entry.recipe)
     check_buckets(source, entry.max_lengths)
     tokenizer = read_tokenizer(checkpoint_folder, source.config.vocabulary, entry.max_lengths[-1])
     prompts, default = read_prompts(checkpoint_folder)
@@ -242,7 +215,7 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
     from corembed.release import Dense  # noqa: PLC0415
 
     raw = record["recipe"]
-    return Recipe(raw["pooling"], raw["normalize"], tuple(Dense(**d) for d in raw["dense"]))
+    return Recipe(raw["pooling"], raw["normalize"], tuple(Dense(**d) for d in raw["dense"]), raw["layers"])
 
 
 def tokenizer_of(record: Mapping[str, Any]) -> Tokenizer:

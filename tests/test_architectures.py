@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from pipeline import architectures
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError
-from pipeline.graph import Part, Span
+from pipeline.graph import Encoder, weight_name
 from pipeline.trace import find_tensor, open_source
 
 TABLE = {
@@ -30,21 +30,24 @@ TABLE = {
 TEXTS = ["", "Hello", "The capital of China is Beijing.", "importance of trees", "word " * 200]
 
 
-def load(folder, span=None, length=64):
-    """A `Part` with the checkpoint's weights, in FP32."""
+def load(folder, length=64):
+    """The whole encoder with the checkpoint's weights, in FP32."""
     source = open_source(folder)
-    span = span or Span(0, source.config.layers, first=True, last=True)
-    part = Part(source.architecture, source.config, source.recipe, span, length)
+    encoder = Encoder(source.architecture, source.config, source.recipe, length)
     checkpoint = Checkpoint(folder)
-    for name, parameter in part.named_parameters():
-        tensor = find_tensor(source, checkpoint, name, tuple(parameter.shape))
-        parameter.data = torch.from_numpy(np.concatenate(list(checkpoint.rows(tensor))))
-    for name, value in part.tables().items():
-        setattr(part, name, value)
-    return part.eval()
+    pieces = {"table": encoder.table, "mask": encoder.mask, "head": encoder.head}
+    numbered = [(n, p, 0) for n, p in pieces.items()] + [
+        ("layer", p, i) for i, p in enumerate(encoder.layers)
+    ]
+    for kind, piece, layer in numbered:
+        piece.fill()
+        for name, parameter in piece.named_parameters():
+            tensor = find_tensor(source, checkpoint, weight_name(kind, name, layer), tuple(parameter.shape))
+            parameter.data = torch.from_numpy(np.concatenate(list(checkpoint.rows(tensor))))
+    return encoder.eval()
 
 
-def embed(parts, folder, side="right"):
+def embed(encoder, folder, side="right"):
     model = SentenceTransformer(str(folder), device="cpu")
     found = []
     for text in TEXTS:
@@ -55,16 +58,14 @@ def embed(parts, folder, side="right"):
         )
         x, mask = torch.tensor([row], dtype=torch.int32), torch.tensor([mask], dtype=torch.int32)
         with torch.no_grad():
-            for part in parts:
-                x = part(x, mask)
-        found.append(x[0].numpy())
+            found.append(encoder(x, mask)[0].numpy())
     return np.stack(found), model.encode(TEXTS)
 
 
 @pytest.mark.parametrize("sizes", TABLE.values(), ids=TABLE)
 def test_equals_sentence_transformers(tiny_checkpoint, sizes):
     folder = tiny_checkpoint(**sizes)
-    ours, theirs = embed([load(folder)], folder)
+    ours, theirs = embed(load(folder), folder)
 
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
@@ -74,34 +75,21 @@ def test_equals_sentence_transformers(tiny_checkpoint, sizes):
 )
 def test_each_pooling_equals_sentence_transformers(tiny_checkpoint, mode):
     folder = tiny_checkpoint(mode)
-    ours, theirs = embed([load(folder)], folder)
+    ours, theirs = embed(load(folder), folder)
 
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
-
-
-def test_parts_chain_to_the_whole(tiny_checkpoint):
-    folder = tiny_checkpoint()
-    spans = [
-        Span(0, 1, first=True, last=False),
-        Span(1, 2, first=False, last=False),
-        Span(2, 3, first=False, last=True),
-    ]
-    whole, _ = embed([load(folder)], folder)
-    chained, _ = embed([load(folder, span) for span in spans], folder)
-
-    np.testing.assert_array_equal(chained, whole)
 
 
 @pytest.mark.parametrize("mode", ["cls", "lasttoken", "mean"])
 def test_pooling_finds_real_tokens_on_either_side(tiny_checkpoint, mode):
     """Pooling reads the mask, not the position: the same real tokens give the same vector wherever they stand."""
-    part = load(tiny_checkpoint())
-    part.recipe = type(part.recipe)(mode, normalize=False)
+    head = load(tiny_checkpoint()).head
+    head.recipe = type(head.recipe)(mode, normalize=False)
     hidden, real = torch.randn(1, 64, 32), torch.zeros(1, 64)
     real[:, 20:30] = 1
     expected = {"cls": hidden[0, 20], "lasttoken": hidden[0, 29], "mean": hidden[0, 20:30].mean(0)}[mode]
 
-    torch.testing.assert_close(part.pool(hidden, real)[0], expected)
+    torch.testing.assert_close(head.pool(hidden, real)[0], expected)
 
 
 def test_a_dense_module_is_applied(tiny_checkpoint, tmp_path):
@@ -113,7 +101,7 @@ def test_a_dense_module_is_applied(tiny_checkpoint, tmp_path):
     dense.save(str(folder / "2_Dense"))
     kinds = (*CHAIN[:2], "sentence_transformers.models.Dense", CHAIN[2])
     write_modules(folder, {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}, kinds)
-    ours, theirs = embed([load(folder)], folder)
+    ours, theirs = embed(load(folder), folder)
 
     assert ours.shape == (len(TEXTS), 16)
     np.testing.assert_allclose(ours, theirs, atol=2e-5)

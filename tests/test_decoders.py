@@ -73,10 +73,11 @@ def test_attention_in_ranges_equals_attention_at_once(monkeypatch):
         1, 32, 10, 64, 4, 2, 16, 64, 1e-6, 1e4, qk_norm=True
     )
     torch.manual_seed(0)
-    layer = _decoder.Layer(config, 0)
+    layer = _decoder.Layer(config)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    x, mask, context = torch.randn(1, 48, 32), torch.zeros(1, 1, 1, 48), _decoder.tables(config, 48)
+    x, context = torch.randn(1, 48, 32), _decoder.tables(config, 48)
+    mask = _decoder.mask_tables(config, 48)["causal"]
     whole = layer(x, mask, context)
     monkeypatch.setattr(_decoder, "SCORES", 48 * 20)
 

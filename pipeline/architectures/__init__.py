@@ -5,10 +5,13 @@ Each module defines the same names:
 - `Config`, a frozen dataclass made by `parse(config)` from config.json, which refuses what is not implemented;
   it has `layers`, `hidden`, `vocabulary` and `positions`;
 - `Embeddings(config)`: token ids (batch, length) to hidden states (batch, length, hidden);
-- `Layer(config, index)`: hidden states, an additive padding mask and the tables to hidden states;
+- `Layer(config)`: hidden states, the combined mask and the tables to hidden states; all layers are alike, so that
+  one is traced for all;
 - `Final(config)`: what follows the last layer;
-- `tables(config, length)`: constants of a bucket that all layers share (rotary positions, a causal mask);
-- `PREFIXES`: prefixes that checkpoints put before the parameter names of `Encoder`;
+- `tables(config, length)`: constants of a bucket that a layer needs (rotary positions);
+- `combine(additive, tables)`: the mask that all layers share, of the padding mask (batch, 1, 1, length) and the
+  `mask_tables(config, length)` (a causal mask);
+- `PREFIXES`: prefixes that checkpoints put before the weights' names;
 - `rename(parameter)`: a parameter's name in the checkpoint.
 """
 

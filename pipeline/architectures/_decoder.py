@@ -82,14 +82,20 @@ def parse(config: Mapping[str, Any], *, qk_norm: bool) -> Config:
 
 
 def tables(config: Config, length: int) -> dict[str, Tensor]:
-    """Rotary cosines and sines (length, 1, head_dim) (Su et al. 2021, arXiv:2104.09864), and the causal mask.
-
-    The mask (1, 1, group x length, length) stands once for each query head of a group, as the rows do.
-    """
+    """Rotary cosines and sines (length, 1, head_dim) (Su et al. 2021, arXiv:2104.09864)."""
     inverse = config.theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float64), inverse).repeat(1, 2)[:, None, :]
-    causal = torch.full((length, length), MASKED).triu(1).repeat(config.group, 1)[None, None]
-    return {"cosine": angles.cos().float(), "sine": angles.sin().float(), "causal": causal}
+    return {"cosine": angles.cos().float(), "sine": angles.sin().float()}
+
+
+def mask_tables(config: Config, length: int) -> dict[str, Tensor]:
+    """The causal mask (1, 1, group x length, length): once for each query head of a group, as the rows are."""
+    return {"causal": torch.full((length, length), MASKED).triu(1).repeat(config.group, 1)[None, None]}
+
+
+def combine(additive: Tensor, tables: Any) -> Tensor:
+    """Padding (batch, 1, 1, length) and causality in one mask, which all layers share."""
+    return additive + tables.causal
 
 
 class RobustNorm(nn.Module):
@@ -136,9 +142,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class Layer(nn.Module):
     """One pre-norm block: grouped-query attention, then SwiGLU."""
 
-    def __init__(self, config: Config, index: int) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        del index  # all layers are alike
         self.config = config
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.input_layernorm = RobustNorm(config.hidden, config.epsilon)
@@ -154,7 +159,7 @@ class Layer(nn.Module):
         self.down_proj = nn.Linear(config.intermediate, config.hidden, bias=False)
 
     def forward(self, hidden: Tensor, mask: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states (batch, length, hidden), padding mask (batch, 1, 1, length), the tables."""
+        """Hidden states (batch, length, hidden), the mask that `combine` made, the tables."""
         hidden = hidden + self.o_proj(self.attend(self.input_layernorm(hidden), mask, context))
         x = self.post_attention_layernorm(hidden)
         return hidden + self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -173,15 +178,14 @@ class Layer(nn.Module):
         # The query heads of a group become rows of one: keys and values are neither copied nor expanded to rank 5.
         rows = config.group * length
         query = query.reshape(batch, config.kv_heads, rows, config.head_dim)
-        additive = mask + context["causal"]
         step = (SCORES - 1) // length
         if rows <= step:
-            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=additive)
+            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
             cuts = [(start, min(start + step, rows)) for start in range(0, rows, step)]
             ranges = [
                 functional.scaled_dot_product_attention(
-                    query[:, :, a:b], key, value, attn_mask=additive[:, :, a:b]
+                    query[:, :, a:b], key, value, attn_mask=mask[:, :, a:b]
                 )
                 for a, b in cuts
             ]

@@ -68,6 +68,15 @@ def tables(config: Config, length: int) -> dict[str, Tensor]:
     return {}
 
 
+mask_tables = tables
+
+
+def combine(additive: Tensor, tables: Any) -> Tensor:
+    """Padding (batch, 1, 1, length) is all there is to mask."""
+    del tables
+    return additive
+
+
 class Embeddings(nn.Module):
     """Token ids (batch, length) to (batch, length, hidden)."""
 
@@ -88,9 +97,8 @@ class Embeddings(nn.Module):
 class Layer(nn.Module):
     """One transformer block with the norms after the residuals."""
 
-    def __init__(self, config: Config, index: int) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        del index  # all layers are alike
         self.heads, self.activation = config.heads, config.activation
         hidden = config.hidden
         self.query, self.key, self.value, self.attention_output = (

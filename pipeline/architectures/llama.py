@@ -6,9 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.architectures import _decoder
-from pipeline.architectures._decoder import Config, Embeddings, Final, Layer, rename, tables
+from pipeline.architectures._decoder import (
+    Config,
+    Embeddings,
+    Final,
+    Layer,
+    combine,
+    mask_tables,
+    rename,
+    tables,
+)
 
-__all__ = ["PREFIXES", "Config", "Embeddings", "Final", "Layer", "parse", "rename", "tables"]
+__all__ = [
+    "PREFIXES",
+    "Config",
+    "Embeddings",
+    "Final",
+    "Layer",
+    "combine",
+    "mask_tables",
+    "parse",
+    "rename",
+    "tables",
+]
 
 PREFIXES = ("", "model.")
 
