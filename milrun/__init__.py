@@ -21,13 +21,13 @@ from milrun.errors import (
 if TYPE_CHECKING:
     from milrun.compare import compare
     from milrun.inspection import inspect
-    from milrun.linting import Finding, lint
+    from milrun.linting import lint
     from milrun.model import Model, Pipeline, load
     from milrun.standin import install, installed, uninstall
     from milrun.tracing import trace
 
 _LAZY = {
-    "Finding": "linting",
+    "Finding": "rules",
     "Model": "model",
     "Pipeline": "model",
     "compare": "compare",

@@ -145,13 +145,10 @@ def _compare(options: argparse.Namespace) -> int:
 def _lint(options: argparse.Namespace) -> int:
     from milrun.linting import lint  # noqa: PLC0415
 
-    found = lint(options.package)
-    rows = [(f.severity, f.rule, f.function, f.operation, f.message, f.source) for f in found]
-    text = (
-        table(["severity", "rule", "function", "operation", "message", "source"], rows)
-        if rows
-        else "No findings."
-    )
+    found = lint(options.package, *options.others)
+    rows = [(f.severity, f.rule, f.package, f.function, f.operation, f.message, f.source) for f in found]
+    header = ["severity", "rule", "package", "function", "first operation", "message", "source"]
+    text = table(header, rows) if rows else "No findings."
     _print(options, [asdict(f) for f in found], text + "\nPredicted from rules; nothing was measured.")
     return 1 if any(f.severity == "error" for f in found) else 0
 
@@ -185,7 +182,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = command("compare", _compare, "run two packages, or one against FP32", runs=True)
     compare.add_argument("other", type=Path, nargs="?")
     compare.add_argument("--top", type=int, default=20, help="worst values to show; 0: all, in order")
-    command("lint", _lint, "rules for the Neural Engine; exits 1 on errors")
+    rules = command("lint", _lint, "rules for the Neural Engine; exits 1 on errors")
+    rules.add_argument(
+        "others", type=Path, nargs="*", help="packages that are loaded together with the first"
+    )
     return parser
 
 

@@ -2,16 +2,21 @@
 
 Off a Mac those tests pass without predicting. The plugin installs the stand-in before they are
 imported, tells them that this is macOS, tightens the FP16 tolerance (theirs, atol 0.5, hides a
-result that is 2 % off), and records for each test how many predictions it really executed.
+result that is 2 % off), and records for each test how many predictions it really executed, whether the
+stand-in raised, and what a failed comparison shows (`milrun.testing.evidence`). Before the
+tests run, what collecting left in memory is taken out of the garbage collector's sight: `ct.convert` runs it
+at every call, and was nine tenths of the time.
 
 Environment: `MILRUN_REPORT` is the JSON-lines file to append to; `MILRUN_LIST` a
 file that gets the ids of all collected tests; `MILRUN_SELECT` a file with the ids to keep (both JSON
 lists of `path::name`, relative to the coremltools folder); `MILRUN_SABOTAGE` one of
-`zeros`, `2%`, `softmax`, which falsifies results: the suite must then fail.
+`zeros`, `2%`, `softmax`, `raise`, which falsifies results (`raise`: has `softmax` fail): the suite must then fail.
 """
 
 from __future__ import annotations
 
+import functools
+import gc
 import importlib
 import importlib.machinery
 import inspect
@@ -25,8 +30,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from milrun.testing.evidence import Comparisons, of_comparison
+
 FP16_TOLERANCE = 1e-2
 _executed = 0
+_raised = 0
+_comparisons = Comparisons()
 
 
 def _settings() -> None:
@@ -89,18 +98,64 @@ def _count_predictions(proxy: Any) -> None:
     proxy.predict = predict
 
 
+def _count_errors(proxy: Any) -> None:
+    """Count what loading, compiling, predicting and making state raise: such a test is judged."""
+
+    def watched(method: Any) -> Any:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            global _raised  # noqa: PLW0603 - the one counter of this process
+            try:
+                return method(*args, **kwargs)
+            except Exception:
+                _raised += 1
+                raise
+
+        return call
+
+    for name in ("__init__", "predict", "newState"):
+        setattr(proxy, name, watched(getattr(proxy, name)))
+    proxy.compileModel = staticmethod(watched(proxy.compileModel))
+
+
+def _watch_comparisons() -> None:
+    original = np.testing.assert_allclose
+
+    @functools.wraps(original)
+    def assert_allclose(
+        actual: Any, desired: Any, rtol: float = 1e-7, atol: float = 0, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            original(actual, desired, rtol, atol, *args, **kwargs)
+        except AssertionError:
+            _comparisons.failed += 1
+            _comparisons.last = of_comparison(actual, desired, rtol, atol)
+            raise
+        _comparisons.passed += 1
+
+    np.testing.assert_allclose = assert_allclose
+
+
 def _break_one_operation() -> None:
-    if os.environ.get("MILRUN_SABOTAGE") != "softmax":
+    sabotage = os.environ.get("MILRUN_SABOTAGE")
+    if sabotage not in ("softmax", "raise"):
         return
     import dataclasses  # noqa: PLC0415
 
     import milrun.ops  # noqa: F401, PLC0415
     from milrun.ops.registry import KERNELS  # noqa: PLC0415
 
-    KERNELS["softmax"] = [
-        dataclasses.replace(k, function=lambda *a, _f=k.function: _f(*a).roll(1, -1))
-        for k in KERNELS["softmax"]
-    ]
+    def rolled(function: Any) -> Any:
+        return lambda *arguments: function(*arguments).roll(1, -1)
+
+    def raising(_function: Any) -> Any:
+        def kernel(*_arguments: Any) -> Any:
+            raise ValueError("broken on purpose")
+
+        return kernel
+
+    broken = rolled if sabotage == "softmax" else raising
+    KERNELS["softmax"] = [dataclasses.replace(k, function=broken(k.function)) for k in KERNELS["softmax"]]
 
 
 class _Tight:
@@ -127,6 +182,8 @@ def pytest_configure(config: pytest.Config) -> None:
     from milrun.standin import ModelProxy  # noqa: PLC0415
 
     _count_predictions(ModelProxy)
+    _count_errors(ModelProxy)
+    _watch_comparisons()
     _break_one_operation()
     import coremltools.converters.mil.testing_utils as common  # noqa: PLC0415
 
@@ -150,6 +207,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def pytest_collection_finish() -> None:
+    """Leave what exists by now out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
 def test_id(item: Any) -> str:
     """The id of a test relative to the coremltools folder."""
     import coremltools  # noqa: PLC0415
@@ -168,11 +231,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     import torch  # noqa: PLC0415
 
     torch.manual_seed(0)
-    item.stash[_before] = _executed
+    item.stash[_before] = _executed, _raised
+    _comparisons.__init__()  # type: ignore[misc]
     yield
 
 
-_before = pytest.StashKey[int]()
+_before = pytest.StashKey[tuple[int, int]]()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -192,10 +256,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
         result = "dependency_missing"
     elif result == "failed" and "format before ML Programs" in message:
         result = "neural_network"  # the old back end: outside what is judged
+    executed, raised = item.stash[_before]
     record = {
         "id": test_id(item),
         "outcome": result,
-        "predictions": _executed - item.stash[_before],
+        "predictions": _executed - executed,
+        "raised": _raised - raised,
+        "evidence": _comparisons.judge(message) if result == "failed" else None,
         "seconds": round(report.duration, 3),
         "message": message[:400] if report.outcome != "passed" else "",
     }

@@ -16,10 +16,11 @@ def render(report: dict[str, Any]) -> str:
     ]
     for name, suite in sorted(report.items()):
         rate = "not measured" if suite["pass_rate"] is None else f"{100 * suite['pass_rate']:.1f} %"
+        bar = "none" if suite["bar"] is None else f"{100 * suite['bar']:.0f} %"
         lines.append(
             f"| {name} | {suite['selected']} | {suite['predictions']} | {suite['passed']} | "
             f"{suite['failed']} "
-            f"| {rate} | {100 * suite['bar']:.0f} % | {suite['seconds']:.0f} |"
+            f"| {rate} | {bar} | {suite['seconds']:.0f} |"
         )
     return "\n".join(lines)
 

@@ -53,24 +53,33 @@ def test_the_draw_is_fixed_and_leaves_out_the_old_back_end() -> None:
     assert len(select(sorted(ids), SUITE)) == SUITE.per_function + 1
 
 
-def test_only_tests_that_predicted_count_as_passed() -> None:
-    def record(outcome: str, predictions: int) -> dict[str, object]:
-        return {"id": f"f::{outcome}{predictions}", "outcome": outcome, "predictions": predictions,
-                "seconds": 1.0, "message": ""}  # fmt: skip
+def record(outcome: str, predictions: int, raised: int = 0) -> dict[str, object]:
+    return {"id": f"f::{outcome}{predictions}{raised}", "outcome": outcome, "predictions": predictions,
+            "raised": raised, "evidence": None, "seconds": 1.0, "message": ""}  # fmt: skip
 
+
+def test_only_tests_that_predicted_or_whose_prediction_raised_are_judged() -> None:
     records = [
         record("passed", 2),
         record("passed", 0),
         record("failed", 1),
+        record("failed", 0, raised=1),
+        record("failed", 0),
         record("skipped", 0),
         record("xpassed", 1),
     ]
-    report = summarize(SUITE, [str(r["id"]) for r in records], records, 5.0)
-    assert (report["passed"], report["no_prediction"], report["failed"], report["core_ml_fails"]) == (
-        2,
-        1,
-        1,
-        1,
-    )
-    assert report["pass_rate"] == pytest.approx(2 / 3, abs=1e-4)
-    assert "66.7 %" in render({"operations": report})
+    report = summarize(SUITE, [str(r["id"]) for r in records], records, 5.0, 4.0)
+    counts = ("passed", "no_prediction", "failed", "skipped", "core_ml_fails")
+    assert [report[k] for k in counts] == [2, 2, 2, 1, 1]
+    assert [f["id"] for f in report["failures"]] == ["f::failed01", "f::failed10"]
+    assert report["pass_rate"] == 0.5
+    assert "50.0 % | 97 %" in render({"operations": report})
+    assert "50.0 % | none" in render({"operations": {**report, "bar": None}})
+
+
+def test_an_error_of_the_stand_in_is_a_failure_without_a_prediction() -> None:
+    """The broken kernel raises: coremltools' test fails, and counts."""
+    (found,) = run([t for t in TESTS if "TestSoftmax" in t and "fp32" in t], jobs=1, sabotage="raise")
+    assert (found["outcome"], found["predictions"]) == ("failed", 0)
+    assert found["raised"] == 1
+    assert "broken on purpose" in found["message"]
