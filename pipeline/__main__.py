@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import convert, params, places
+from pipeline.audit import audit
 from pipeline.benchmark import benchmark
 from pipeline.download import download
 from pipeline.errors import PipelineError, run
@@ -122,6 +123,7 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
             where.root / "reports" / kind / f"{variant.name}.json" for kind in ("parity", "evidence")
         )
         try:
+            audit(where, entry.name, variant, where.root / "reports" / "audit" / f"{variant.name}.json")
             validate(where, entry.name, variant, parity, details)
         except PipelineError as error:
             if not parity.exists():

@@ -11,7 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline import convert, params
 from pipeline.__main__ import build, options
+from pipeline.download import download
+from pipeline.places import Places
+from pipeline.trace import trace
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,3 +89,20 @@ def run(*command: object, cwd: Path = ROOT, fails: bool = False, env: dict[str, 
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stderr if fails else done.stdout
+
+
+def build_places(
+    checkpoint: Path,
+    root: Path,
+    *variants: str,
+    max_lengths: tuple[int, ...] = (16, 64),
+    **settings: Any,
+) -> tuple[params.Model, Places]:
+    """The stages up to the packages, for one checkpoint: its entry, and where everything is."""
+    entry = params.Model("tiny", f"path:{checkpoint}", None, None, max_lengths, **settings)
+    where = Places(root)
+    download(entry.source, None, where, None)
+    trace(entry, where.checkpoint, where.traced)
+    for variant in variants:
+        convert.build(entry, params.variant(variant, params.load(ROOT / "params.yaml")), where)
+    return entry, where

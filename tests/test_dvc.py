@@ -9,7 +9,17 @@ import pytest
 import yaml
 from helpers import ROOT
 
-STAGES = ("download", "trace", "convert", "quantize", "validate", "benchmark", "summarize", "publish")
+STAGES = (
+    "download",
+    "trace",
+    "convert",
+    "quantize",
+    "audit",
+    "validate",
+    "benchmark",
+    "summarize",
+    "publish",
+)
 
 
 def sh(command, cwd, *, fails=False):
@@ -29,7 +39,7 @@ def test_the_stages_are_a_matrix_over_the_keys_of_models_and_variants():
         "summarize"
     }
     expected |= {f"quantize@{m}-{v}" for m in models for v in quantized}
-    expected |= {f"{s}@{m}-{v}" for s in ("validate", "benchmark") for m in models for v in variants}
+    expected |= {f"{s}@{m}-{v}" for s in ("audit", "validate", "benchmark") for m in models for v in variants}
 
     assert set(sh(f"{DVC} stage list --name-only", ROOT).split()) == expected
     assert set(quantized) == set(variants) - {"fp16"}
