@@ -6,7 +6,7 @@ decoded (by milrun, not by the code that encoded it) and compared with the check
 a time, and every operation with the one that was traced.
 
 What is allowed follows from the encoding alone. Rounding to nearest leaves each value at the nearest one its
-encoding can hold (`pipeline.grids`): for FP16 the correctly rounded number, for integers at most half a step away,
+encoding can hold (`pipeline.bounds`): for FP16 the correctly rounded number, for integers at most half a step away,
 or clipped at the end of the range; for palettes the nearest entry. Rounding that compensates errors may move a value
 on purpose, so there each is allowed one gap more, a hundredth of them any, and each row three times the root mean
 square error that rounding to nearest would leave: a wrong tensor or row is ten times beyond that, while a change far
@@ -36,7 +36,7 @@ from pipeline.assemble import package_names
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError, run
 from pipeline.files import inventory, read_json, write_json
-from pipeline.grids import Floats, nearest
+from pipeline.bounds import Floats, nearest
 from pipeline.skeleton import CONSTANT, WEIGHT
 
 _HALF_ULP = 2.0**-11  # largest relative error of rounding to FP16

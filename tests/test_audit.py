@@ -14,7 +14,7 @@ from pipeline import params
 from pipeline.audit import Tally, audit, audit_packages
 from pipeline.convert import build
 from pipeline.errors import PipelineError
-from pipeline.grids import nearest
+from pipeline.bounds import nearest
 from pipeline.places import Places
 
 VARIANTS = ("fp16", "int8", "int4", "palette4")

@@ -29,6 +29,8 @@ def nearest(weight: Weight, wanted: Floats, rows: slice) -> tuple[Floats, Floats
     source, table, *rest = weight.sources
     if len(table.shape) == len(source.shape) + 2:
         return _palette(source, table, wanted, rows)
+    if len(table.shape) == 1 and weight.encoding.startswith("lut"):  # before iOS 18: one flat table
+        return _entries(np.unique(table.decode().float().numpy()), wanted)
     if len(weight.shape) == len(source.shape):
         return _scaled(source, table, rest, wanted, rows)
     raise PipelineError(f"no error bound is known for the encoding {weight.encoding!r}")
@@ -90,9 +92,14 @@ def _palette(indices: Weight, lut: Weight, wanted: Floats, rows: slice) -> tuple
     tables = lut.decode().float().numpy()[..., 0]
     values, gaps = np.empty_like(wanted), np.empty_like(wanted)
     for row, column, down, across in _groups(indices.shape, lut.shape[:2], rows):
-        table = np.unique(tables[row, column])
-        step = np.diff(table)
-        near = np.searchsorted((table[1:] + table[:-1]) / 2, wanted[down, across])
-        around = np.maximum(np.append(step, 0), np.append(0, step))
-        values[down, across], gaps[down, across] = table[near], around[near]
+        values[down, across], gaps[down, across] = _entries(
+            np.unique(tables[row, column]), wanted[down, across]
+        )
     return values, gaps
+
+
+def _entries(table: Floats, wanted: Floats) -> tuple[Floats, Floats]:
+    """The nearest entry of a table in rising order, and the larger distance to its neighbours."""
+    step = np.diff(table)
+    near = np.searchsorted((table[1:] + table[:-1]) / 2, wanted)
+    return table[near], np.maximum(np.append(step, 0), np.append(0, step))[near]
