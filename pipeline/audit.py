@@ -33,10 +33,10 @@ from milrun.model import Model, load
 from milrun.weights import Weight
 from pipeline import params, places
 from pipeline.assemble import package_names
+from pipeline.bounds import Floats, nearest
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError, run
 from pipeline.files import inventory, read_json, write_json
-from pipeline.bounds import Floats, nearest
 from pipeline.skeleton import CONSTANT, WEIGHT
 
 _HALF_ULP = 2.0**-11  # largest relative error of rounding to FP16

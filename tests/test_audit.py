@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 import milrun
 from pipeline import params
 from pipeline.audit import Tally, audit, audit_packages
+from pipeline.bounds import nearest
 from pipeline.convert import build
 from pipeline.errors import PipelineError
-from pipeline.bounds import nearest
 from pipeline.places import Places
 
 VARIANTS = ("fp16", "int8", "int4", "palette4")
