@@ -7,10 +7,11 @@ weights. The same inputs give the same bytes: no dates, no random ids, determini
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from corembed.release import Function
 from pipeline.blob import Blob, Writer
 from pipeline.checkpoint import Checkpoint
 from pipeline.cut import cut
-from pipeline.encodings import Encoding, arguments, make
+from pipeline.encodings import Encoding, Pieces, blobs, make
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, staged_folder, write_json
+from pipeline.kept import Kept
 from pipeline.params import Variant
 from pipeline.skeleton import ct
 from pipeline.splice import CONSTANT, WEIGHT, Span, splice, values
@@ -68,8 +70,8 @@ class Traced:
     def arguments(self, name: str, variant: Variant) -> tuple[Encoding, Mapping[str, Blob]]:
         """The encoding of a weight, and the arrays that store it."""
         weight = self.weights[name]
-        encoding = make(variant.scheme(weight["kind"]), self.target)
-        return encoding, arguments(encoding, tuple(weight["shape"]))
+        encoding = make(variant.scheme(name, weight["kind"]), self.target)
+        return encoding, blobs(encoding, name, tuple(weight["shape"]))
 
 
 class Part:
@@ -94,7 +96,7 @@ class Plan:
 
     def __init__(self, part: Part, variant: Variant) -> None:
         """Walk the programs once; weights are stored in the order of their first use."""
-        self.part = part
+        self.part, self.variant = part, variant
         self.blobs: list[Blob] = []
         self.encodings: dict[str, Encoding] = {}
         self.slots: dict[str, dict[str, int]] = {}
@@ -109,7 +111,7 @@ class Plan:
         if key in self.slots:
             return
         if reference.startswith(WEIGHT):
-            self.encodings[key], blobs = self.part.traced.arguments(key.removeprefix(WEIGHT), variant)
+            self.encodings[key], arrays = self.part.traced.arguments(key.removeprefix(WEIGHT), variant)
         else:
             table = self.part.constants[key.removeprefix(CONSTANT)]
             first = self.tables.setdefault(digest(table), key)
@@ -117,9 +119,9 @@ class Plan:
                 self.slots[key] = self.slots[first]
                 self.copies.add(key)
                 return
-            blobs = {"val": Blob(str(table.dtype), table.shape)}
-        self.slots[key] = {argument: len(self.blobs) + i for i, argument in enumerate(blobs)}
-        self.blobs += blobs.values()
+            arrays = {"val": Blob(str(table.dtype), table.shape)}
+        self.slots[key] = {argument: len(self.blobs) + i for i, argument in enumerate(arrays)}
+        self.blobs += arrays.values()
 
 
 def digest(table: npt.NDArray[np.generic]) -> str:
@@ -135,7 +137,7 @@ def slot(function: str, reference: str) -> str:
     return reference
 
 
-def write_weights(plan: Plan, checkpoint: Path, path: Path, label: str) -> list[int]:
+def write_weights(plan: Plan, checkpoint: Path, kept: Kept, path: Path, label: str) -> list[int]:
     """Stream all arrays of a plan into `weight.bin`; gives the offset of each."""
     opened: dict[str, Checkpoint] = {}
     progress = tqdm(
@@ -145,16 +147,14 @@ def write_weights(plan: Plan, checkpoint: Path, path: Path, label: str) -> list[
         for key, places in plan.slots.items():
             if key in plan.copies:
                 continue
-            for argument, data in _stream(plan, key, checkpoint, opened):
+            for argument, data in _stream(plan, key, checkpoint, opened, kept):
                 writer.append(places[argument], data)
                 progress.update(len(data))
     progress.close()
     return writer.offsets
 
 
-def _stream(
-    plan: Plan, key: str, checkpoint: Path, opened: dict[str, Checkpoint]
-) -> Iterator[tuple[str, bytes]]:
+def _stream(plan: Plan, key: str, checkpoint: Path, opened: dict[str, Checkpoint], kept: Kept) -> Pieces:
     if key.startswith(CONSTANT):
         yield "val", np.ascontiguousarray(plan.part.constants[key.removeprefix(CONSTANT)]).tobytes()
         return
@@ -164,9 +164,12 @@ def _stream(
     if folder not in opened:
         opened[folder] = Checkpoint(checkpoint / folder)
     tensor = opened[folder].find(weight["tensor"], tuple(weight["shape"]))
-    encoding = plan.encodings[key]
-    for block in opened[folder].rows(tensor, encoding.rows):
-        yield from encoding.encode(weight["tensor"], block).items()
+    pieces = plan.encodings[key].stream(tensor.name, functools.partial(opened[folder].rows, tensor))
+    if plan.encodings[key].operation == "const":  # as fast to make again as to read
+        yield from pieces
+    else:
+        scheme = plan.variant.scheme(name, weight["kind"])
+        yield from kept.through(kept.key(tensor, scheme, plan.part.target), pieces)
 
 
 _DTYPES = {
@@ -194,6 +197,18 @@ def _file_value(blob: Blob, offset: int) -> MIL_pb2.Value:
     return value
 
 
+def _small_value(small: int | tuple[int, ...]) -> MIL_pb2.Value:
+    """A whole number as int32, a shape as uint32, as coremltools writes them."""
+    value = MIL_pb2.Value()
+    if isinstance(small, int):
+        _tensor_type(value.type, MIL_pb2.INT32, ())
+        value.immediateValue.tensor.ints.values.append(small)
+    else:
+        _tensor_type(value.type, MIL_pb2.UINT32, (len(small),))
+        value.immediateValue.tensor.bytes.values = np.array(small, "<u4").tobytes()
+    return value
+
+
 def _tensor_type(target: MIL_pb2.ValueType, dtype: int, shape: tuple[int, ...]) -> None:
     target.tensorType.dataType = dtype
     target.tensorType.rank = len(shape)
@@ -218,9 +233,8 @@ def bind(program: MIL_pb2.Function, function: str, plan: Plan, offsets: list[int
         else:  # before iOS 18 the data of a constexpr operation are attributes
             for argument, stored_value in stored.items():
                 operation.attributes[argument].CopyFrom(stored_value)
-            axis = operation.attributes["axis"]
-            _tensor_type(axis.type, MIL_pb2.INT32, ())
-            axis.immediateValue.tensor.ints.values.append(0)
+            for argument, small in encoding.attributes.items():
+                operation.attributes[argument].CopyFrom(_small_value(small))
 
 
 def model(plan: Plan, offsets: list[int], metadata: Mapping[str, str]) -> Model_pb2.Model:
@@ -294,11 +308,11 @@ def _manifest() -> str:
     return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
 
 
-def write_package(plan: Plan, checkpoint: Path, out: Path, metadata: Mapping[str, str]) -> None:
+def write_package(plan: Plan, checkpoint: Path, kept: Kept, out: Path, metadata: Mapping[str, str]) -> None:
     """Write one `.mlpackage` at `out`."""
     data = out / "Data" / "com.apple.CoreML"
     (data / "weights").mkdir(parents=True)
-    offsets = write_weights(plan, checkpoint, data / "weights" / "weight.bin", out.name)
+    offsets = write_weights(plan, checkpoint, kept, data / "weights" / "weight.bin", out.name)
     made = model(plan, offsets, metadata)
     (data / "model.mlmodel").write_bytes(made.SerializeToString(deterministic=True))
     (out / "Manifest.json").write_text(_manifest(), encoding="utf-8")
@@ -315,16 +329,18 @@ def assemble(
     traced: Path, checkpoint: Path, variant: Variant, out: Path, metadata: Mapping[str, str]
 ) -> None:
     """Write all layouts of one variant into the folder `out`, which appears only when all are complete."""
-    made, counts = Traced(traced), {}
+    made, counts, kept = Traced(traced), {}, Kept.beside(out)
+    variant.check_layers(made.weights)
     with staged_folder(out) as partial:
         for layout in made.record["layouts"]:
             spans = made.spans(layout, variant)
             counts[layout] = len(spans)
             for name, span in zip(package_names(variant.name, layout, len(spans)), spans, strict=True):
                 (partial / name).mkdir(parents=True)
-                write_package(Plan(Part(made, span), variant), checkpoint, partial / name, metadata)
+                write_package(Plan(Part(made, span), variant), checkpoint, kept, partial / name, metadata)
         summary = {k: made.record[k] for k in ("functions", "target", "dimension")} | {
             "layouts": counts,
             "metadata": metadata,
         }
         write_json(partial / "packages.json", summary)
+    kept.clear()

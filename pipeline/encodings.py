@@ -1,4 +1,4 @@
-"""How a weight is stored: its blobs, the operation that decodes it, and the values of a block of rows.
+"""How a weight is stored: its blobs, the operation that decodes it, and the stream of its values.
 
 Rounding is from the checkpoint's own values in float32. Shapes are (rows, columns), a row being an output channel
 of a linear layer or a token of the embedding table.
@@ -6,32 +6,38 @@ of a linear layer or a token of the embedding table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import grids, kmeans
 from pipeline.blob import Blob
 from pipeline.errors import PipelineError
-from pipeline.kmeans import cluster
 from pipeline.params import Scheme
 
 Floats = npt.NDArray[np.float32]
+Read = Callable[[int], Iterator[Floats]]
+"""Gives a weight's blocks of rows, each but the last a multiple of that many rows; may be called again."""
+
+Pieces = Iterator[tuple[str, bytes]]
 
 
 class Encoding(Protocol):
-    """One way to store a weight; `rows` is the number of rows that must be encoded together."""
+    """One way to store a weight."""
 
     operation: str
-    rows: int
+    attributes: Mapping[str, Any]
+    """Small arguments of the operation that are no blobs."""
 
     def blobs(self, shape: tuple[int, ...]) -> dict[str, Blob]:
-        """The arrays to store, by the operation's argument."""
+        """The arrays to store, by the operation's argument; a shape that does not fit is an error."""
         ...
 
-    def encode(self, name: str, block: Floats) -> dict[str, bytes]:
-        """The bytes of a block of rows, by the operation's argument."""
+    def stream(self, name: str, read: Read) -> Pieces:
+        """The bytes of all arrays, piece by piece, each with the argument it belongs to."""
         ...
 
 
@@ -52,45 +58,52 @@ def pack(values: npt.NDArray[np.integer], bits: int) -> bytes:
     flat = values.astype(np.uint8).ravel()
     if bits == 8:
         return flat.tobytes()
+    if bits == 4 and len(flat) % 2 == 0:  # the usual case, without an array of single bits
+        return (flat[::2] & 15 | flat[1::2] << 4).tobytes()
     unpacked = np.unpackbits(flat[:, None], axis=1, bitorder="little", count=bits)
     return np.packbits(unpacked.ravel(), bitorder="little").tobytes()
+
+
+_ROWS = 8  # rows encoded together are a multiple of it, so that a block's packed integers end at a byte
 
 
 class Float16:
     """Plain FP16: a `const`."""
 
     operation = "const"
-    rows = 1
+    attributes: Mapping[str, Any] = {}
 
     def blobs(self, shape: tuple[int, ...]) -> dict[str, Blob]:
         """One array."""
         return {"val": Blob("float16", shape)}
 
-    def encode(self, name: str, block: Floats) -> dict[str, bytes]:
+    def stream(self, name: str, read: Read) -> Pieces:
         """Rounded values."""
-        return {"val": to_float16(name, block).tobytes()}
+        for block in read(1):
+            yield "val", to_float16(name, block).tobytes()
 
 
 class Linear:
-    """Symmetric integers: value = scale x integer, one FP16 scale a row or for each `block` columns.
+    """Integers: value = scale x (integer - offset), one FP16 scale a row or for each `block` columns.
 
     The scale is rounded to FP16 first and the integers are chosen for the rounded scale.
     """
 
-    rows = 8  # so that a block's packed integers end at a byte
-
-    def __init__(self, bits: int, block: int, target: str) -> None:
+    def __init__(self, scheme: Scheme, target: str) -> None:
         """`target` decides the operation; iOS 16 and 17 know 8 bits a row only."""
-        self.bits, self.block = bits, block
+        self.bits, self.block, self.affine = scheme.bits, scheme.block, scheme.affine
         self.modern = target == "iOS18"
-        if not self.modern and (bits != 8 or block):
+        if not self.modern and (self.bits != 8 or self.block):
+            blocks = " in blocks" if self.block else ""
             raise PipelineError(
-                f"{bits}-bit linear weights{' in blocks' if block else ''} need target iOS18, the model's is {target}"
+                f"{self.bits}-bit linear weights{blocks} need target iOS18, the model's is {target}; "
+                "use 8 bits a row or a palette for the whole tensor"
             )
         self.operation = "constexpr_blockwise_shift_scale" if self.modern else "constexpr_affine_dequantize"
+        self.attributes: Mapping[str, Any] = {} if self.modern else {"axis": 0}
 
     def blobs(self, shape: tuple[int, ...]) -> dict[str, Blob]:
-        """Integers and scales; and zero points, all zero, for the older operation."""
+        """Integers, scales, and offsets where they are not zero or the older operation asks for them."""
         if self.block and shape[1] % self.block:
             raise PipelineError(
                 f"blocks of {self.block} columns do not divide a weight of shape {list(shape)}"
@@ -102,63 +115,87 @@ class Linear:
                 "zero_point": Blob("int8", rows),
                 "scale": Blob("float16", rows),
             }
-        groups = shape[1] // self.block if self.block else 1
-        return {"data": Blob(f"int{self.bits}", shape), "scale": Blob("float16", (shape[0], groups))}
+        each = (shape[0], shape[1] // self.block if self.block else 1)
+        made = {"data": Blob(f"int{self.bits}", shape), "scale": Blob("float16", each)}
+        return made | ({"offset": Blob(f"int{self.bits}", each)} if self.affine else {})
 
-    def encode(self, name: str, block: Floats) -> dict[str, bytes]:
-        """Scales from the largest magnitude, integers by rounding to nearest."""
-        top = 2 ** (self.bits - 1) - 1
-        grouped = block.reshape(len(block), -1, self.block or block.shape[1])
-        scale = to_float16(name, np.abs(grouped).max(axis=2, keepdims=True) / top)
-        scale[scale == 0] = 1  # an all-zero group decodes to zeros with any scale
-        integers = np.clip(np.rint(grouped / scale.astype(np.float32)), -top, top).astype(np.int8)
-        packed = pack(integers.view(np.uint8) & (2**self.bits - 1), self.bits)
-        if not self.modern:
-            return {"quantized_data": packed, "zero_point": bytes(len(block)), "scale": scale.tobytes()}
-        return {"data": packed, "scale": scale.tobytes()}
+    def stream(self, name: str, read: Read) -> Pieces:
+        """Scales by the least squared error, integers by rounding to nearest."""
+        for block in read(_ROWS):
+            to_float16(name, block)
+            width = self.block or block.shape[1]
+            grid = grids.fit(block, self.bits, width, kmeans.evenly(block.shape[1]), affine=self.affine)
+            integers, mask = grid.round(block), 2**self.bits - 1
+            yield "data" if self.modern else "quantized_data", pack(integers.view(np.uint8) & mask, self.bits)
+            yield "scale", grid.scale.tobytes()
+            if not self.modern:
+                yield "zero_point", grid.offset.tobytes()
+            elif self.affine:
+                yield "offset", pack(grid.offset.view(np.uint8) & mask, self.bits)
 
 
 class Palette:
-    """Indices into a table of 2^bits FP16 values, one table for each `group` rows, tables by k-means."""
+    """Indices into a table of 2^bits FP16 values: one table for the tensor, or one for each `group` rows."""
 
     operation = "constexpr_lut_to_dense"
 
-    def __init__(self, bits: int, group: int, target: str) -> None:
-        """Grouped tables need iOS 18."""
-        if target != "iOS18":
-            raise PipelineError(f"palettes for groups of channels need target iOS18, the model's is {target}")
-        if group < 1:
-            raise PipelineError("a palette needs `group`, the number of rows that share a table")
-        self.bits, self.group = bits, group
-        self.rows = group * 8
+    def __init__(self, scheme: Scheme, target: str) -> None:
+        """`target` decides the form; several tables need iOS 18."""
+        self.bits, self.group = scheme.bits, scheme.group
+        self.modern = target == "iOS18"
+        self.attributes: Mapping[str, Any] = {}
+        if self.group and not self.modern:
+            raise PipelineError(
+                f"palettes for groups of channels need target iOS18, the model's is {target}; "
+                "leave out `group` for one table a tensor"
+            )
 
     def blobs(self, shape: tuple[int, ...]) -> dict[str, Blob]:
-        """Indices, and tables of shape (groups, 1, entries, 1)."""
-        if shape[0] % self.group:
+        """Indices, and tables of shape (groups, 1, entries, 1); before iOS 18 flat bytes and one flat table."""
+        if self.group and shape[0] % self.group:
             raise PipelineError(f"groups of {self.group} rows do not divide a weight of shape {list(shape)}")
+        if not self.modern:
+            self.attributes = {"shape": shape}
+            packed = -(-math.prod(shape) * self.bits // 8)
+            return {"indices": Blob("uint8", (packed,)), "lut": Blob("float16", (2**self.bits,))}
+        count = shape[0] // self.group if self.group else 1
         return {
             "indices": Blob(f"uint{self.bits}", shape),
-            "lut": Blob("float16", (shape[0] // self.group, 1, 2**self.bits, 1)),
+            "lut": Blob("float16", (count, 1, 2**self.bits, 1)),
         }
 
-    def encode(self, name: str, block: Floats) -> dict[str, bytes]:
-        """One k-means a group of rows, over the values as FP16 holds them."""
-        groups = to_float16(name, block).reshape(len(block) // self.group, -1)
-        tables, indices = cluster(groups, 2**self.bits)
-        return {"indices": pack(indices, self.bits), "lut": tables.tobytes()}
+    def stream(self, name: str, read: Read) -> Pieces:
+        """Exact k-means over the values as FP16 holds them; one table a tensor takes a first pass to count them."""
+        entries, whole = 2**self.bits, None
+        if not self.group:
+            histogram = kmeans.Histogram()
+            for block in read(1):
+                histogram.add(to_float16(name, block))
+            whole = histogram.table(entries)
+            yield "lut", whole.tobytes()
+        for block in read(math.lcm(self.group or 1, _ROWS)):
+            halves = to_float16(name, block)
+            groups = halves.reshape(-1, self.group or len(halves), halves.shape[1])
+            tables = kmeans.tables(groups, entries) if whole is None else whole
+            yield "indices", pack(kmeans.assign(groups, tables), self.bits)
+            if whole is None:
+                yield "lut", tables.tobytes()
 
 
 def make(scheme: Scheme, target: str) -> Encoding:
     """The encoding of a scheme for a deployment target; one that the target cannot hold is refused."""
     if scheme.scheme == "linear":
-        return Linear(scheme.bits, scheme.block, target)
+        return Linear(scheme, target)
     if scheme.scheme == "palette":
-        return Palette(scheme.bits, scheme.group, target)
+        return Palette(scheme, target)
     return Float16()
 
 
-def arguments(encoding: Encoding, shape: tuple[int, ...]) -> Mapping[str, Blob]:
-    """The blobs of a weight, checked against its rank."""
+def blobs(encoding: Encoding, name: str, shape: tuple[int, ...]) -> Mapping[str, Blob]:
+    """The blobs of a weight, its rank and sizes checked; an error names the weight."""
     if len(shape) != 2 and encoding.operation != "const":
-        raise PipelineError(f"only matrices can be quantized, not a weight of shape {list(shape)}")
-    return encoding.blobs(shape)
+        raise PipelineError(f"weight {name!r}: only matrices can be quantized, not a shape of {list(shape)}")
+    try:
+        return encoding.blobs(shape)
+    except PipelineError as error:
+        raise PipelineError(f"weight {name!r}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +19,16 @@ TARGETS = ("iOS16", "iOS17", "iOS18")
 class Scheme:
     """How one kind of weight is stored.
 
-    `float16`; `linear`: signed integers of `bits` with one FP16 scale a row, or one for each `block` columns;
-    `palette`: indices of `bits` into a table of 2^bits FP16 values, one table for each `group` rows.
+    `float16`; `linear`: signed integers of `bits` with one FP16 scale a row, or one for each `block` columns, and
+    with an offset beside each scale if `affine`; `palette`: indices of `bits` into a table of 2^bits FP16 values,
+    one table a tensor, or one for each `group` rows.
     """
 
     scheme: Literal["float16", "linear", "palette"] = "float16"
     bits: int = 16
     block: int = 0
     group: int = 0
+    affine: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +42,49 @@ class Gates:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One encoding of all weights: a scheme for linear layers, one for the token-embedding table, and gates."""
+    """One encoding of all weights: a scheme for each kind of weight, exceptions for single weights, and gates.
+
+    Kinds are `embedding`, `attention`, `mlp`, and `linear` for what is neither of the two or has no entry of its
+    own. Keys of `layers` are beginnings of weights' names, at a dot: `layers.0`, `layers.3.output`.
+    """
 
     name: str
-    linear: Scheme
-    embedding: Scheme
+    weights: Mapping[str, Scheme]
+    layers: Mapping[str, Scheme]
     gates: Gates
 
-    def scheme(self, kind: str) -> Scheme:
-        """The scheme of a weight of this kind; norms, biases and positions stay in FP16."""
-        return {"linear": self.linear, "embedding": self.embedding}.get(kind, Scheme())
+    def scheme(self, name: str, kind: str) -> Scheme:
+        """The scheme of a weight by its name and the trace's kind; the longest key of `layers` that fits wins.
+
+        Norms, biases and positions stay in FP16.
+        """
+        if kind not in {"linear", "embedding"}:
+            return Scheme()
+        if fitting := [key for key in self.layers if f"{name}.".startswith(f"{key}.")]:
+            return self.layers[max(fitting, key=len)]
+        if kind == "linear" and (finer := part_of_layer(name)) in self.weights:
+            return self.weights[finer]
+        return self.weights.get(kind, Scheme())
+
+    def check_layers(self, names: Iterable[str]) -> None:
+        """Refuse exceptions for weights that the model does not have."""
+        dotted = [f"{name}." for name in names]
+        for key in self.layers:
+            if not any(name.startswith(f"{key}.") for name in dotted):
+                raise PipelineError(
+                    f"variants.{self.name}.weights.layers: no weight's name begins with {key!r}; names are like "
+                    f"{dotted[0].removesuffix('.')!r}"
+                )
+
+
+_ATTENTION = ("query", "key", "value", "attention", "q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def part_of_layer(name: str) -> str:
+    """`attention` or `mlp` for a linear layer within a numbered layer, `linear` for others."""
+    if not name.startswith("layers."):
+        return "linear"
+    return "attention" if any(word in name for word in _ATTENTION) else "mlp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,22 +172,45 @@ def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:
     """The entry of a variant, checked."""
     where = f"variants.{name}"
     entry = _entry("variants", name, params or load())
-    weights = entry.get("weights", {})
-    schemes = {
-        kind: _record(Scheme, f"{where}.weights.{kind}", weights.get(kind, {}))
-        for kind in ("linear", "embedding")
-    }
-    for kind, scheme in schemes.items():
-        _check_scheme(scheme, f"{where}.weights.{kind}")
-    gates = _record(Gates, f"{where}.gates", entry.get("gates", {}))
-    return Variant(name, schemes["linear"], schemes["embedding"], gates)
-
-
-def _check_scheme(scheme: Scheme, where: str) -> None:
-    allowed = {"float16": {16}, "linear": {4, 8}, "palette": {1, 2, 4, 6, 8}}
-    if scheme.scheme not in allowed:
-        raise PipelineError(f"{where}: scheme {scheme.scheme!r} is not one of {', '.join(allowed)}")
-    if scheme.bits not in allowed[scheme.scheme]:
+    weights = dict(entry.get("weights", {}))
+    layers = weights.pop("layers", {})
+    if unknown := sorted(set(weights) - set(KINDS)):
         raise PipelineError(
-            f"{where}: {scheme.scheme} with {scheme.bits} bits; allowed: {sorted(allowed[scheme.scheme])}"
+            f"{where}.weights: {unknown[0]!r} is no kind of weight (kinds: {', '.join(KINDS)}, and layers)"
         )
+    gates = _record(Gates, f"{where}.gates", entry.get("gates", {}))
+    return Variant(
+        name,
+        {kind: _scheme(values, f"{where}.weights.{kind}") for kind, values in weights.items()},
+        {key: _scheme(values, f"{where}.weights.layers.{key}") for key, values in layers.items()},
+        gates,
+    )
+
+
+KINDS = ("linear", "attention", "mlp", "embedding")
+
+_SETTINGS = {
+    "float16": {"bits": {16}},
+    "linear": {"bits": {4, 8}, "block": None, "affine": None},
+    "palette": {"bits": {1, 2, 4, 6, 8}, "group": None},
+}
+"""The settings each scheme takes, with the values allowed where they are few."""
+
+
+def _scheme(values: Mapping[str, Any], where: str) -> Scheme:
+    made: Scheme = _record(Scheme, where, values)
+    if made.scheme not in _SETTINGS:
+        raise PipelineError(f"{where}: scheme {made.scheme!r} is not one of {', '.join(_SETTINGS)}")
+    settings = _SETTINGS[made.scheme]
+    allowed = settings["bits"]
+    if made.bits not in (allowed or ()):
+        raise PipelineError(f"{where}: {made.scheme} with {made.bits} bits; allowed: {sorted(allowed or ())}")
+    if stray := sorted(set(values) - set(settings) - {"scheme"}):
+        raise PipelineError(f"{where}: {made.scheme} takes no {stray[0]!r} (it takes: {', '.join(settings)})")
+    for name in ("block", "group"):
+        size = getattr(made, name)
+        if not isinstance(size, int) or size < 0:
+            raise PipelineError(
+                f"{where}: {name} {size!r} is not a number of {'columns' if name == 'block' else 'rows'}"
+            )
+    return made

@@ -118,7 +118,8 @@ class Layer(nn.Module):
 
         query, key, value = (split(f(hidden)) for f in (self.query, self.key, self.value))
         # Without `scale=`: that is what coremltools turns into one fused operation.
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        # Below iOS 18 coremltools adds the mask itself and wants one type; the cast is gone from the finished program.
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype))
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         hidden = self.attention_norm(hidden + self.attention_output(attended))
         expanded = functional.gelu(self.intermediate(hidden), approximate=self.activation)
