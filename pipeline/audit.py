@@ -24,20 +24,18 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from coremltools.proto import MIL_pb2
-from safetensors.numpy import load_file
 
 from milrun.constexpr import Constexpr
 from milrun.errors import MilrunError
 from milrun.model import Model, load
 from milrun.weights import Weight
 from pipeline import params, places
-from pipeline.assemble import package_names
+from pipeline.assemble import Part, Traced, package_names
 from pipeline.bounds import Floats, nearest
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError, run
-from pipeline.files import inventory, read_json, write_json
-from pipeline.skeleton import CONSTANT, WEIGHT
+from pipeline.files import inventory, write_json
+from pipeline.splice import CONSTANT, WEIGHT, values
 
 _HALF_ULP = 2.0**-11  # largest relative error of rounding to FP16
 _TINY = 2.0**-25  # half of FP16's smallest number
@@ -122,20 +120,6 @@ def _operations(function: Any) -> dict[str, Any]:
     return {operation.outputs[0].name: operation for operation in block.operations if operation.outputs}
 
 
-def _reference(operation: Any) -> str | None:
-    """What a traced constant stands for, `weight:NAME` or `constant:NAME`; None for a small one."""
-    if operation.type == "const" and operation.attributes["val"].HasField("blobFileValue"):
-        name: str = operation.attributes["val"].blobFileValue.fileName
-        return name
-    return None
-
-
-def _program(path: Path) -> MIL_pb2.Program:
-    program = MIL_pb2.Program()
-    program.ParseFromString(path.read_bytes())
-    return program
-
-
 def _same(name: str, traced: Any, built: Mapping[str, Any]) -> str | None:
     """What is wrong with one operation of a package that holds no weight."""
     if name not in built:
@@ -146,12 +130,14 @@ def _same(name: str, traced: Any, built: Mapping[str, Any]) -> str | None:
 
 
 class Package:
-    """One package beside the trace it must be made of."""
+    """One package beside the programs and the checkpoint that it must be made of."""
 
-    def __init__(self, path: Path, folder: Path, weights: Mapping[str, Any], checkpoint: Path) -> None:
-        """`folder` holds the traced programs, `weights` their tensors by name."""
-        self.path, self.folder, self.weights, self.checkpoint = path, folder, weights, checkpoint
-        self.constants = load_file(folder / "constants.safetensors")
+    def __init__(self, path: Path, part: Part, checkpoint: Path) -> None:
+        """`part` holds the functions without weights."""
+        self.path, self.part, self.checkpoint = path, part, checkpoint
+        self.expected = {name: program_weights(function) for name, function in part.programs.items()}
+        used = {w for references in self.expected.values() for w in references.values()}
+        self.weights = {n: w for n, w in part.weights.items() if WEIGHT + n in used}
         self.opened: dict[str, Checkpoint] = {}
         try:
             loaded = load(path)
@@ -163,17 +149,16 @@ class Package:
 
     def stored(self) -> Iterator[tuple[str, str, Weight | None, str | None]]:
         """Function, reference, weight, and what is wrong with its operation, for all operations of all functions."""
-        for file in sorted(self.folder.glob("*.mil")):
-            function = file.stem
+        for function, program in self.part.programs.items():
             if function not in self.model.functions:
                 yield function, "", None, f"function {function} is missing from the package"
                 continue
-            traced = _operations(_program(file).functions["main"])
+            traced = _operations(program)
             built = _operations(self.model.package.spec.mlProgram.functions[function])
             plan = self.model.functions[function]
             held = dict(zip(plan.slot_names, plan.initial, strict=True))
             for name, operation in traced.items():
-                reference = _reference(operation)
+                reference = self.expected[function].get(name)
                 if reference is None:
                     if problem := _same(name, operation, built):
                         yield function, "", None, f"operation {name!r} of {function} {problem}"
@@ -237,7 +222,7 @@ class Package:
             if weight is None or problem:
                 problems.append(f"{self.path.name}: {problem}")
             elif reference.startswith(CONSTANT):
-                wanted = self.constants[f"{function}/{reference.removeprefix(CONSTANT)}"]
+                wanted = self.part.constants[f"{function}/{reference.removeprefix(CONSTANT)}"]
                 if not np.array_equal(weight.decode().numpy(), wanted.reshape(weight.shape)):
                     problems.append(
                         f"{self.path.name}: table {reference.removeprefix(CONSTANT)!r} of {function} differs"
@@ -277,20 +262,21 @@ class Package:
         return record, [problem]
 
 
+def program_weights(function: Any) -> dict[str, str]:
+    """What each stored constant of a function without weights stands for, by its name in the program."""
+    return {o.outputs[0].name: v.blobFileValue.fileName for o, v in values(function)}
+
+
 def audit_packages(
-    where: places.Places, variant: str, *, compensated: bool = False
+    where: places.Places, variant: params.Variant, *, compensated: bool = False
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Records of all weights of a variant's packages, and every problem found, the first of the program first."""
-    trace = read_json(where.traced / "trace.json")
+    traced = Traced(where.traced)
     records, problems = [], []
-    for layout, parts in trace["layouts"].items():
-        for name, part in zip(package_names(variant, layout, len(parts)), parts, strict=True):
-            package = Package(
-                where.packages(variant) / name,
-                where.traced / part["folder"],
-                part["weights"],
-                where.checkpoint,
-            )
+    for layout in traced.record["layouts"]:
+        spans = traced.spans(layout, variant)
+        for name, span in zip(package_names(variant.name, layout, len(spans)), spans, strict=True):
+            package = Package(where.packages(variant.name) / name, Part(traced, span), where.checkpoint)
             found, wrong = package.audit(compensated=compensated)
             records += [{"package": name} | record for record in found]
             problems += wrong
@@ -315,7 +301,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def audit(where: places.Places, model: str, variant: params.Variant, report: Path) -> dict[str, Any]:
     """Compare, write the report, then raise `PipelineError` if anything is wrong."""
-    records, problems = audit_packages(where, variant.name)
+    records, problems = audit_packages(where, variant)
     result = {
         "model": model,
         "variant": variant.name,

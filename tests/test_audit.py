@@ -54,13 +54,13 @@ def rebuilt(made, tmp_path):
 
 
 def problems(where, name="fp16"):
-    return audit_packages(where, name)[1]
+    return audit_packages(where, variant(name))[1]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_value_of_a_sound_package_passes(made, name):
     _, where = made
-    records, wrong = audit_packages(where, name)
+    records, wrong = audit_packages(where, variant(name))
     stored = {t: v for t, v in load_file(where.checkpoint / "model.safetensors").items() if "pooler" not in t}
     stored = {t: v for t, v in stored.items() if v.dtype == np.float32}
 
@@ -192,7 +192,7 @@ def test_memory_stays_at_a_few_blocks_of_rows(made, monkeypatch):
     for block in (4 << 20, 64 << 10):
         monkeypatch.setattr(checkpoint, "BLOCK", block)
         tracemalloc.start()
-        audit_packages(where, "fp16")
+        audit_packages(where, variant("fp16"))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
 
