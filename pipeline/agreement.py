@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
@@ -18,11 +21,17 @@ def cosines(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
     return product
 
 
+def unit(vectors: Vectors) -> npt.NDArray[np.float64]:
+    """Rows of length 1: float64, same shape."""
+    wide = vectors.astype(np.float64)
+    scaled: npt.NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return scaled
+
+
 def similarities(vectors: Vectors) -> npt.NDArray[np.float64]:
     """Cosine of every row with every row: float64 (n, n)."""
-    unit = vectors.astype(np.float64)
-    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-    matrix: npt.NDArray[np.float64] = unit @ unit.T
+    rows = unit(vectors)
+    matrix: npt.NDArray[np.float64] = rows @ rows.T
     return matrix
 
 
@@ -57,3 +66,44 @@ def rank_correlation(a: Vectors, b: Vectors) -> float:
 def spread(vectors: Vectors) -> float:
     """Standard deviation of the pairwise similarities: near 0 for vectors that tell nothing apart."""
     return float(similarities(vectors)[np.triu_indices(len(vectors), 1)].std())
+
+
+def groups(
+    rows: Sequence[Mapping[str, Any]], tokens: Sequence[int], values: npt.NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Least, 1st percentile and median of `values` by language, by length in tokens, and by domain."""
+    labels = [
+        [("language", row["language"]), ("domain", row["domain"]), ("length", _length(count))]
+        for row, count in zip(rows, tokens, strict=True)
+    ]
+    found = []
+    for kind, name in sorted({label for each in labels for label in each}, key=_order):
+        chosen = values[[(kind, name) in each for each in labels]]
+        found.append(
+            {
+                "kind": kind,
+                "group": name,
+                "texts": len(chosen),
+                "min": float(chosen.min()),
+                "p1": float(np.quantile(chosen, 0.01)),
+                "median": float(np.median(chosen)),
+            }
+        )
+    return found
+
+
+_LENGTHS = (8, 16, 32, 64, 128, 256, 512)
+
+
+def _length(count: int) -> str:
+    """The class of a text's length: the first of doubling limits that holds it."""
+    for low, high in zip((0, *_LENGTHS), _LENGTHS, strict=False):
+        if count <= high:
+            return f"{low + 1}-{high} tokens"
+    return f"over {_LENGTHS[-1]} tokens"
+
+
+def _order(label: tuple[str, str]) -> tuple[str, int, str]:
+    kind, name = label
+    first = name.split("-")[0]
+    return kind, int(first) if first.isdigit() else 1 << 30, name

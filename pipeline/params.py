@@ -38,6 +38,20 @@ class Gates:
     min_cosine: float
     min_top10_overlap: float = 0.0
     min_spearman: float = 0.0
+    max_quality_drop: float = 1.0
+    """Upper bound (95 %, paired bootstrap) of what nDCG@10 may lose against the original."""
+    min_neural_engine_cost: float = 0.0
+    """Least share of the estimated cost that Core ML places on the Neural Engine; judged on a Mac only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Labelled texts: `wiki`, or a data set as `hub:OWNER/NAME` (with a revision) or `path:FOLDER`."""
+
+    data: str = "wiki"
+    queries: int = 200
+    documents: int = 600
+    revision: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +116,7 @@ class Model:
     parity_texts: int = 256
     batches: tuple[int, ...] = (1,)
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    retrieval: Retrieval | None = None
 
 
 def load(path: Path = PARAMS) -> dict[str, Any]:
@@ -144,6 +159,8 @@ def model(name: str, params: Mapping[str, Any] | None = None) -> Model:
     entry["max_lengths"] = tuple(entry.get("max_lengths", ()))
     entry["layouts"] = tuple(entry.get("layouts", ("single",)))
     entry["batches"] = tuple(entry.get("batches", (1,)))
+    if entry.get("retrieval") is not None:
+        entry["retrieval"] = _record(Retrieval, f"{where}.retrieval", entry["retrieval"])
     found: Model = _record(Model, where, {"revision": None, "license": None} | entry, name=name)
     check_lengths(found.max_lengths, where)
     check_lengths(found.batches, where, "batches")

@@ -2,62 +2,80 @@
 
 It loads the checkpoint by the checkpoint's own declarations, in FP32, and shares no pooling code with the graph,
 so a misread recipe shows as a parity failure. Part of the `trace` stage, in a process of its own. Writes
-`reference/`: small files of the checkpoint, `reference.json`, `texts.jsonl`, `embeddings.safetensors`.
+`reference/`: small files of the checkpoint, `reference.json`, and the files of `pipeline.stored`.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset, disable_progress_bars
-from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from pipeline import params, places
+from pipeline import params, places, probes, stored
 from pipeline.errors import PipelineError, run
 from pipeline.files import staged_folder
-from pipeline.texts import parity_texts
+from pipeline.labelled import labelled_texts
+from pipeline.texts import parity_texts, prompted_texts
 from pipeline.trace import describe
 
-disable_progress_bars()  # they are about files of a few kilobytes
 
-
-def embed(checkpoint: Path, texts: list[str], max_length: int) -> npt.NDArray[np.float32]:
-    """Embeddings (n, dimension), float32, as the model declares them, cut at `max_length` tokens."""
+def open_original(checkpoint: Path, max_length: int) -> SentenceTransformer:
+    """The original in FP32, cutting texts at `max_length` tokens."""
     model = SentenceTransformer(
         str(checkpoint), device="cpu", local_files_only=True, model_kwargs={"torch_dtype": torch.float32}
     )
     model.max_seq_length = max_length
-    vectors = np.asarray(
-        model.encode(texts, batch_size=8, convert_to_numpy=True, show_progress_bar=sys.stderr.isatty()),
-        np.float32,
-    )
-    if not np.isfinite(vectors).all() or (np.linalg.norm(vectors, axis=1) == 0).any():
-        raise PipelineError(
-            f"{checkpoint}: the original model itself gives zero or non-finite embeddings; the checkpoint is damaged"
+    return model
+
+
+def embed(model: SentenceTransformer, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
+    """Embeddings (n, dimension), float32, of texts with the prompts that their rows name."""
+    vectors: list[Any] = [None] * len(rows)
+    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+        places_ = [i for i, row in enumerate(rows) if row["prompt"] == prompt]
+        found = model.encode(
+            [rows[i]["text"] for i in places_],
+            batch_size=8,
+            prompt_name=prompt,
+            prompt=None if prompt else "",
+            convert_to_numpy=True,
+            show_progress_bar=sys.stderr.isatty(),
         )
-    return vectors
+        for i, vector in zip(places_, found, strict=True):
+            vectors[i] = vector
+    made = np.asarray(vectors, np.float32)
+    if not np.isfinite(made).all() or (np.linalg.norm(made, axis=1) == 0).any():
+        raise PipelineError(
+            "the original model itself gives zero or non-finite embeddings; the checkpoint is damaged"
+        )
+    return made
+
+
+def reference_rows(entry: params.Model, prompts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """All texts that the original must embed for this model."""
+    rows = [*parity_texts(entry.parity_texts), *prompted_texts(prompts)]
+    if entry.retrieval is not None:
+        rows += labelled_texts(entry.retrieval, prompts)
+    return rows
 
 
 def reference(entry: params.Model, checkpoint: Path, out: Path) -> None:
     """Write `reference/` for one checkpoint."""
     with staged_folder(out) as partial:
         record = describe(entry, checkpoint, partial)
-        texts = parity_texts(entry.parity_texts)
-        texts.to_json(partial / "texts.jsonl", force_ascii=False)
-        vectors = embed(checkpoint, list(texts["text"]), record["tokenizer"]["max_length"])
-        save_file({"embeddings": vectors}, partial / "embeddings.safetensors")
-
-
-def load(folder: Path) -> tuple[Dataset, npt.NDArray[np.float32]]:
-    """The parity texts and their reference embeddings."""
-    texts = Dataset.from_json(str(folder / "texts.jsonl"), keep_in_memory=True)
-    vectors: npt.NDArray[np.float32] = load_file(folder / "embeddings.safetensors")["embeddings"]
-    return texts, vectors
+        rows = reference_rows(entry, record["prompts"])
+        model = open_original(checkpoint, record["tokenizer"]["max_length"])
+        for row in rows:
+            if row["use"] == "parity":
+                row["ids"] = probes.token_ids(model, row["text"], record["prompts"].get(row["prompt"], ""))
+        vectors = embed(model, rows)
+        stored.write(partial, rows, vectors, [probes.probe(model, text) for text in probes.PROBES])
 
 
 def main() -> None:

