@@ -10,28 +10,27 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 Vectors = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
-def cosines(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
+def cosines(a: Vectors, b: Vectors) -> Doubles:
     """Cosine of each row of `a` with the same row of `b`: float64 (n,)."""
     x, y = a.astype(np.float64), b.astype(np.float64)
-    product: npt.NDArray[np.float64] = (x * y).sum(1) / (
-        np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    )
+    product: Doubles = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
     return product
 
 
-def unit(vectors: Vectors) -> npt.NDArray[np.float64]:
+def unit(vectors: Vectors) -> Doubles:
     """Rows of length 1: float64, same shape."""
     wide = vectors.astype(np.float64)
-    scaled: npt.NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    scaled: Doubles = wide / np.linalg.norm(wide, axis=1, keepdims=True)
     return scaled
 
 
-def similarities(vectors: Vectors) -> npt.NDArray[np.float64]:
+def similarities(vectors: Vectors) -> Doubles:
     """Cosine of every row with every row: float64 (n, n)."""
     rows = unit(vectors)
-    matrix: npt.NDArray[np.float64] = rows @ rows.T
+    matrix: Doubles = rows @ rows.T
     return matrix
 
 
@@ -68,9 +67,7 @@ def spread(vectors: Vectors) -> float:
     return float(similarities(vectors)[np.triu_indices(len(vectors), 1)].std())
 
 
-def groups(
-    rows: Sequence[Mapping[str, Any]], tokens: Sequence[int], values: npt.NDArray[np.float64]
-) -> list[dict[str, Any]]:
+def groups(rows: Sequence[Mapping[str, Any]], tokens: Sequence[int], values: Doubles) -> list[dict[str, Any]]:
     """Least, 1st percentile and median of `values` by language, by length in tokens, and by domain."""
     labels = [
         [("language", row["language"]), ("domain", row["domain"]), ("length", _length(count))]

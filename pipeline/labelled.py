@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.errors import PipelineError

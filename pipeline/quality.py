@@ -24,7 +24,9 @@ RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)  # percentiles
 
 
-def ranking(queries: Vectors, documents: Vectors, names: Sequence[str], depth: int = DEPTH) -> npt.NDArray[Any]:
+def ranking(
+    queries: Vectors, documents: Vectors, names: Sequence[str], depth: int = DEPTH
+) -> npt.NDArray[Any]:
     """Indices of the best documents of each query by cosine, int (queries, depth); ties by document id."""
     scores = unit(queries) @ unit(documents).T
     by_name = np.argsort(np.array(names), kind="stable")
@@ -32,12 +34,12 @@ def ranking(queries: Vectors, documents: Vectors, names: Sequence[str], depth: i
     return by_name[order]
 
 
-def ndcg_and_recall(
-    ranked: npt.NDArray[Any], relevant: Sequence[set[int]]
-) -> tuple[Doubles, Doubles]:
-    """nDCG and recall of each query at the ranking's depth, relevance being 0 or 1 (Järvelin and Kekäläinen 2002)."""
+def ndcg_and_recall(ranked: npt.NDArray[Any], relevant: Sequence[set[int]]) -> tuple[Doubles, Doubles]:
+    """NDCG and recall of each query at the ranking's depth, relevance being 0 or 1 (Järvelin and Kekäläinen 2002)."""
     discount = 1 / np.log2(np.arange(2, ranked.shape[1] + 2))
-    gains = np.array([[d in wanted for d in row] for row, wanted in zip(ranked.tolist(), relevant, strict=True)])
+    gains = np.array(
+        [[d in wanted for d in row] for row, wanted in zip(ranked.tolist(), relevant, strict=True)]
+    )
     ideal = np.array([discount[: min(len(w), len(discount))].sum() for w in relevant])
     recall = gains.sum(1) / np.array([len(w) for w in relevant])
     return (gains * discount).sum(1) / ideal, recall
@@ -67,7 +69,8 @@ def retrieval(
     figures: dict[str, Any] = {"queries": len(queries), "documents": len(documents)}
     figures |= _compared(each, np.ones(len(queries), bool))
     figures["languages"] = {
-        str(language): {"queries": int((languages == language).sum())} | _compared(each, languages == language)
+        str(language): {"queries": int((languages == language).sum())}
+        | _compared(each, languages == language)
         for language in np.unique(languages)
     }
     loss = each["original"][0] - each["variant"][0]
@@ -99,14 +102,12 @@ def _compared(each: Mapping[str, tuple[Doubles, Doubles]], chosen: npt.NDArray[n
     return found
 
 
-def similarity(
-    rows: Sequence[Mapping[str, Any]], variant: Vectors, original: Vectors
-) -> dict[str, Any]:
+def similarity(rows: Sequence[Mapping[str, Any]], variant: Vectors, original: Vectors) -> dict[str, Any]:
     """Spearman's correlation of cosines with people's judgement over all pairs; the bootstrap draws texts, not pairs."""
-    judged = np.array([row["scores"] for row in rows])
+    given = np.array([row["scores"] for row in rows])
+    judged = np.maximum(given, given.T)  # files give one triangle
     upper = np.triu_indices(len(rows), 1)
-    people = (judged + judged.T)[upper] / 2
-
+    people = judged[upper]
     ours, theirs = ((unit(v) @ unit(v).T) for v in (variant, original))
     drops = []
     generator = np.random.default_rng(0)
@@ -115,9 +116,10 @@ def similarity(
         first, second = drawn[upper[0]], drawn[upper[1]]
         apart = first != second
         first, second = first[apart], second[apart]
-        human = ((judged + judged.T) / 2)[first, second]
+        human = judged[first, second]
         drops.append(
-            spearmanr(theirs[first, second], human).statistic - spearmanr(ours[first, second], human).statistic
+            spearmanr(theirs[first, second], human).statistic
+            - spearmanr(ours[first, second], human).statistic
         )
     low, high = np.percentile(drops, INTERVAL)
     own, reference = (float(spearmanr(m[upper], people).statistic) for m in (ours, theirs))

@@ -1,15 +1,15 @@
-"""Stage `validate`: does a variant give the vectors that the original gives?
+"""Stage `validate`: does a variant give the vectors that the original gives, and is it as useful?
 
 From `packages/VARIANT/` and `reference/`, writes `reports/parity/MODEL/VARIANT.json` (the figures) and
-`reports/evidence/MODEL/VARIANT.json` (the cosine of every text, worst first; the hash of every file judged), then fails if a gate of the variant is
-missed. The packages run in Core ML on a Mac and in milrun elsewhere; the report says which. Judged is the worst
-text over all layouts, never the mean; a cosine has no unit, 1 is equal.
+`reports/evidence/MODEL/VARIANT.json` (every text's cosine, worst first; figures by language, length and domain;
+retrieval and similarity; drift by layer; the hash of every file judged), then fails if a gate of the variant is
+missed, saying why. The packages run in Core ML on a Mac and in milrun elsewhere; the report says which. Judged is the
+worst text over all layouts, never the mean; a cosine has no unit, 1 is equal.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,88 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from tqdm import tqdm
 
-from corembed import engines
-from corembed.release import Function
-from corembed.tokenizer import TextTokenizer, Tokens
-from pipeline import agreement, params, places
-from pipeline.assemble import package_names
+from pipeline import agreement, diagnosis, drift, invariance, params, places, quality, stored
 from pipeline.errors import PipelineError, run
 from pipeline.files import inventory, read_json, write_json
-from pipeline.reference import load
-from pipeline.trace import tokenizer_of
+from pipeline.runner import Runner, Vectors, check_vectors, prompted, runners
+from pipeline.stored import Reference
 
 MIN_SPREAD = 0.5
 """Least share of the reference's spread of pairwise similarities: a near-constant vector falls below it however
 high its cosine."""
-
-NORM_TOLERANCE = 4e-3
-"""FP16 rounds each entry by up to 2^-11 of itself; the norm then strays by less than this."""
-
-_PROBES = 12  # texts that are run in every bucket
-
-
-@dataclasses.dataclass(frozen=True)
-class Runner:
-    """One layout of a variant, ready to embed."""
-
-    layout: str
-    engine: engines.Engine
-    tokenizer: TextTokenizer
-    functions: Sequence[Function]
-
-    def smallest(self, tokens: Tokens) -> Function:
-        """The bucket a loader would choose."""
-        return next(f for f in self.functions if f.length >= len(tokens.ids))
-
-    def embed(self, tokens: Tokens, function: Function) -> npt.NDArray[np.float32]:
-        """One text: float32 (dimension,)."""
-        ids, mask = self.tokenizer.pad([tokens], function)
-        vector: npt.NDArray[np.float32] = self.engine.run(function, ids, mask)[0]
-        return vector
-
-
-def runners(
-    where: places.Places, variant: str, trace: Mapping[str, Any], record: Mapping[str, Any]
-) -> list[Runner]:
-    """A runner for each layout."""
-    tokenizer = TextTokenizer(where.reference / "tokenizer.json", tokenizer_of(record))
-    functions = [Function(**f) for f in trace["functions"]]
-    folder = where.packages(variant)
-    engine = "coreml" if platform.system() == "Darwin" else "milrun"
-    found = []
-    for layout, count in trace["layouts"].items():
-        paths = [folder / name for name in package_names(variant, layout, count)]
-        found.append(Runner(layout, engines.make(engine, paths), tokenizer, functions))
-    return found
-
-
-def _check_vectors(vectors: npt.NDArray[np.float32], dimension: int, *, normalized: bool, where: str) -> None:
-    if vectors.shape[1] != dimension:
-        raise PipelineError(
-            f"{where}: vectors have {vectors.shape[1]} dimensions, the checkpoint's have {dimension}"
-        )
-    norms = np.linalg.norm(vectors, axis=1)
-    bad = ~np.isfinite(vectors).all(1) | (norms == 0)
-    if normalized:
-        bad |= np.abs(norms - 1) > NORM_TOLERANCE
-    if bad.any():
-        index = int(np.flatnonzero(bad)[0])
-        raise PipelineError(
-            f"{where}: text {index} gives a vector of norm {norms[index]:.6g}; it is not an embedding"
-        )
-
-
-def bucket_agreement(runner: Runner, tokens: Sequence[Tokens]) -> float:
-    """Least cosine between the vectors of one text in two buckets, over short texts that fit them all."""
-    short = [t for t in tokens if len(t.ids) <= runner.functions[0].length][:_PROBES]
-    worst = 1.0
-    for item in short:
-        vectors = np.stack([runner.embed(item, f) for f in runner.functions])
-        worst = min(worst, float(agreement.similarities(vectors).min()))
-    return worst
 
 
 def judge(figures: Mapping[str, Any], gates: params.Gates) -> list[str]:
@@ -110,60 +38,145 @@ def judge(figures: Mapping[str, Any], gates: params.Gates) -> list[str]:
         "relative_spread": MIN_SPREAD,
         "bucket_min_cosine": gates.min_cosine,
         "layout_min_cosine": gates.min_cosine,
+        "padding_min_cosine": gates.min_cosine,
+        "batch_min_cosine": gates.min_cosine,
+        "mrl_min_cosine": gates.min_cosine,
     }
-    return [
+    missed = [
         f"{name} {figures[name]:.6f}, allowed at least {limit}"
         for name, limit in limits.items()
         if figures.get(name) is not None and not figures[name] >= limit
     ]
+    drop = figures.get("ndcg10_drop_high")
+    if drop is not None and not drop <= gates.max_quality_drop:
+        missed.append(f"ndcg10_drop_high {drop:.4f}, allowed at most {gates.max_quality_drop}")
+    return missed
 
 
-def measure(
-    where: places.Places, variant: str, trace: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures of a variant against the reference, and the cosine of each text."""
-    record = read_json(where.reference_record)
-    texts, expected = load(where.reference)
-    made = runners(where, variant, trace, record)
-    tokens = made[0].tokenizer.encode(list(texts["text"]))
-    vectors = {}
-    for runner in made:
-        progress = tqdm(tokens, desc=f"validate {variant} ({runner.layout})", unit="text", disable=None)
-        vectors[runner.layout] = np.stack([runner.embed(t, runner.smallest(t)) for t in progress])
-        _check_vectors(
-            vectors[runner.layout],
-            record["dimension"],
-            normalized=record["recipe"]["normalize"],
-            where=f"{variant} ({runner.layout})",
-        )
-    each = np.min([agreement.cosines(v, expected) for v in vectors.values()], axis=0)
-    first = next(iter(vectors.values()))
-    others = [agreement.cosines(first, v).min() for v in list(vectors.values())[1:]]
+def matryoshka(vectors: Vectors, expected: Vectors, dimensions: Sequence[int]) -> dict[str, float]:
+    """The least cosine with the original's vectors when both are cut to the first so many dimensions."""
+    return {str(d): float(agreement.cosines(vectors[:, :d], expected[:, :d]).min()) for d in dimensions}
+
+
+def parity(vectors: Vectors, expected: Vectors) -> tuple[dict[str, Any], agreement.Doubles]:
+    """Figures over all parity texts, and the cosine of each."""
     keep = agreement.distinct(expected)
     if len(keep) < len(expected) // 2:
         raise PipelineError(
             f"the original gives only {len(keep)} different vectors for {len(expected)} texts: it cannot tell texts "
             "apart, and nothing can be judged against it; is the checkpoint a trained one?"
         )
+    each = agreement.cosines(vectors, expected)
     figures = {
-        "texts": len(tokens),
-        "texts_cut": sum(t.cut > 0 for t in tokens),
-        "dimension": int(first.shape[1]),
         "min_cosine": float(each.min()),
         "p1_cosine": float(np.quantile(each, 0.01)),
         "median_cosine": float(np.median(each)),
-        "top10_overlap": agreement.top_overlap(first[keep], expected[keep]),
-        "spearman": agreement.rank_correlation(first[keep], expected[keep]),
-        "relative_spread": agreement.spread(first[keep]) / agreement.spread(expected[keep]),
-        "bucket_min_cosine": min(bucket_agreement(r, tokens) for r in made),
-        "layout_min_cosine": float(min(others)) if others else None,
-        "engine": made[0].engine.name,
+        "top10_overlap": agreement.top_overlap(vectors[keep], expected[keep]),
+        "spearman": agreement.rank_correlation(vectors[keep], expected[keep]),
+        "relative_spread": agreement.spread(vectors[keep]) / agreement.spread(expected[keep]),
     }
-    rows = [
-        {"group": group, "tokens": len(t.ids), "cosine": float(c), "text": text[:120]}
-        for group, text, t, c in zip(texts["group"], texts["text"], tokens, each, strict=True)
-    ]
-    return figures, rows
+    return figures, each
+
+
+def labelled(runner: Runner, reference: Reference, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Retrieval and similarity of one layout; nothing where the reference has no labelled texts."""
+    places_ = [i for i, row in enumerate(reference.rows) if row["use"] != "parity"]
+    if not places_:
+        return {"retrieval": None, "similarity": None, "worst_queries": []}
+    rows, expected = [reference.rows[i] for i in places_], reference.vectors[places_]
+    vectors = runner.embed_all(prompted(runner.tokenizer, rows, record["prompts"]), "quality")
+    check_vectors(
+        vectors, record["dimension"], normalized=record["recipe"]["normalize"], where="labelled texts"
+    )
+    pairs = [i for i, row in enumerate(rows) if row["use"] == "similarity"]
+    figures, worst = quality.retrieval(rows, vectors, expected)
+    judged = quality.similarity([rows[i] for i in pairs], vectors[pairs], expected[pairs])
+    return {"retrieval": figures, "similarity": judged, "worst_queries": worst[:10]}
+
+
+def _least(values: Sequence[float | None]) -> float | None:
+    return min((v for v in values if v is not None), default=None)
+
+
+def measure(
+    where: places.Places, variant: str, trace: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], Runner, Reference]:
+    """The figures of a variant, what goes into the evidence, and what a diagnosis needs: the first layout, the reference."""
+    record = read_json(where.reference_record)
+    reference = stored.read(where.reference)
+    rows, expected, _ = reference.use("parity")
+    vectors: list[Vectors] = []
+    least: dict[str, list[float | None]] = {"bucket": [], "padding": [], "batch": []}
+    first: Runner | None = None
+    for runner in runners(where, variant, trace, record):
+        tokens = prompted(runner.tokenizer, rows, record["prompts"])
+        vectors.append(runner.embed_all(tokens, f"validate {variant}"))
+        check_vectors(
+            vectors[-1],
+            record["dimension"],
+            normalized=record["recipe"]["normalize"],
+            where=f"{variant} ({runner.layout})",
+        )
+        least["bucket"].append(invariance.buckets(runner, tokens))
+        least["padding"].append(invariance.padding(runner, tokens))
+        least["batch"].append(invariance.batches(runner, tokens))
+        first = first or runner
+    assert first is not None  # noqa: S101  # a trace has a layout
+    figures, each = parity(vectors[0], expected)
+    for other in vectors[1:]:  # judged is the worst layout of each text
+        each = np.minimum(each, agreement.cosines(other, expected))
+    figures |= {
+        "min_cosine": float(each.min()),
+        "p1_cosine": float(np.quantile(each, 0.01)),
+        "median_cosine": float(np.median(each)),
+    }
+    cut = matryoshka(vectors[0], expected, record.get("matryoshka_dimensions", ()))
+    good = labelled(first, reference, record)
+    figures |= {
+        "texts": len(rows),
+        "texts_cut": sum(t.cut > 0 for t in tokens),
+        "dimension": int(vectors[0].shape[1]),
+        "mrl_min_cosine": min(cut.values(), default=None),
+        "layout_min_cosine": _least([float(agreement.cosines(vectors[0], v).min()) for v in vectors[1:]]),
+        "engine": first.engine.name,
+    }
+    figures |= {f"{name}_min_cosine": _least(values) for name, values in least.items()}
+    figures |= dict.fromkeys(QUALITY)
+    if good["retrieval"]:
+        figures |= {name: good["retrieval"][name] for name in QUALITY if name in good["retrieval"]}
+        figures["sts_spearman"] = good["similarity"]["spearman"]
+        figures["sts_spearman_drop_high"] = good["similarity"]["spearman_drop_high"]
+    counts = [len(t.ids) for t in tokens]
+    evidence = {
+        "texts": sorted(
+            (
+                {k: row[k] for k in ("language", "domain")}
+                | {"tokens": count, "cosine": float(c), "text": row["text"][:120]}
+                for row, count, c in zip(rows, counts, each, strict=True)
+            ),
+            key=lambda r: r["cosine"],
+        ),
+        "groups": agreement.groups(rows, counts, each),
+        "matryoshka": cut,
+        "drift": drift.drift(first, reference.probes),
+        **good,
+    }
+    return figures, evidence, first, reference
+
+
+QUALITY = (
+    "ndcg10",
+    "original_ndcg10",
+    "ndcg10_drop",
+    "ndcg10_drop_low",
+    "ndcg10_drop_high",
+    "recall10",
+    "original_recall10",
+    "recall10_drop_high",
+    "sts_spearman",
+    "sts_spearman_drop_high",
+)
+"""Figures of labelled texts; null for a model without any."""
 
 
 def validate(
@@ -173,20 +186,23 @@ def validate(
     trace = read_json(where.packages(variant.name) / "packages.json")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figures, rows = measure(where, variant.name, trace)
-    missed = judge(figures, variant.gates)
+        figures, evidence, runner, reference = measure(where, variant.name, trace)
+        missed = judge(figures, variant.gates)
+        record = read_json(where.reference_record)
+        causes = diagnosis.diagnose(runner, reference, record, figures) if missed else []
     full = figures | {"model": model, "variant": variant.name, "passed": not missed}
-    evidence = {
+    evidence |= {
         "files": inventory(where.packages(variant.name)),
         "gates": dataclasses.asdict(variant.gates),
         "missed": missed,
-        "texts": sorted(rows, key=lambda r: r["cosine"]),
+        "causes": causes,
     }
     write_json(details, evidence)
     write_json(report, full)
     if missed:
         raise PipelineError(
-            f"{model} {variant.name}: {'; '.join(missed)} (report: {report}; worst texts: {details})"
+            f"{model} {variant.name}: {'; '.join(missed)}. Cause: {'; '.join(causes)} "
+            f"(report: {report}; worst texts: {details})"
         )
     return full
 
