@@ -67,6 +67,10 @@ def _scaled(
     shift = _spread(offset[0], source.shape, rows) if offset else np.float32(0)
     safe = np.where(scales == 0, np.float32(1), scales)
     inner, gap = nearest(source, wanted / safe + shift, rows)
+    if not isinstance(source, Constexpr):
+        # Without an offset encoders leave the lowest integer out, so that both ends are alike.
+        low, high = source.type.dtype.range
+        inner = np.where((inner == low) & (shift == 0) & (low < 0), np.float32(-high), inner)
     return (inner - shift) * scales, gap * np.abs(scales)
 
 

@@ -9,7 +9,7 @@ Errors are relative: the length of the difference over the length of the right v
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 import milrun
 from corembed.release import Function
-from milrun.inspection import constants
 from milrun.tracing import to_numpy
 from pipeline.runner import Runner
 from pipeline.stored import Probe
@@ -33,15 +32,16 @@ Observe = Callable[[int, str, str, list[str], Array], None]
 """Called with layer, operation's kind, its value's name, its inputs' names, and the value."""
 
 
-def _layers(plan: Any) -> Iterator[tuple[Any, int]]:
-    """Each step of a plan with the layer it belongs to, told by the weights that are used: -1 before the first."""
-    names = {id(weight): name for name, weight in constants(plan)}
-    layer = EMBEDDINGS
-    for step in plan.steps():
-        for weight in step.weights:
-            if found := re.match(r"layers_(\d+)_", names.get(id(weight), "")):
-                layer = int(found[1])
-        yield step, layer
+def layer_of(name: str, before: int) -> int:
+    """The layer that gives a value of this name; what belongs to none belongs to the one before it.
+
+    Names are those of `pipeline.splice`: `table_`, `layer_N_` and `head_`, and `hidden_N` between two packages.
+    """
+    if found := re.match(r"layer_(\d+)_", name):
+        return int(found[1])
+    if found := re.fullmatch(r"hidden_(\d+)", name):
+        return int(found[1]) - 1
+    return before
 
 
 def run(
@@ -49,24 +49,22 @@ def run(
 ) -> None:
     """Run packages one after another in milrun, showing every floating value to `observe`."""
     state: dict[str, Any] = {"input_ids": ids}
-    last = EMBEDDINGS
+    layer = EMBEDDINGS
     for package in packages:
         model = milrun.load(package, precision=precision)  # type: ignore[arg-type]
         plan = model.function(function.name)  # type: ignore[union-attr]
-        placed = {id(step): (step, layer) for step, layer in _layers(plan)}
 
-        def look(
-            step: Any, results: list[Any], plan: Any = plan, placed: Any = placed, first: int = last
-        ) -> None:
-            layer = max(placed[id(step)][1], first)
+        def look(step: Any, results: list[Any], plan: Any = plan) -> None:
+            nonlocal layer
             sources = [plan.slot_names[s] for slots in step.parameters.values() for s in slots]
             for slot, value, kind in zip(step.outputs, results, step.types, strict=True):
+                name = plan.slot_names[slot]
+                layer = layer_of(name, layer)
                 array = to_numpy(value, kind)
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-                    observe(layer, step.kind, plan.slot_names[slot], sources, array)
+                    observe(layer, step.kind, name, sources, array)
 
         state = model.predict({**state, "attention_mask": mask}, function.name, observer=look)
-        last = max((layer for _, layer in placed.values()), default=last)
 
 
 def _tokens(values: Array, mask: Array) -> Array:

@@ -8,7 +8,7 @@ import pytest
 from helpers import CHAIN, ROOT, build_places, write_modules
 from safetensors.numpy import load_file, save_file
 
-from pipeline import convert, graph, params
+from pipeline import convert, graph, params, splice
 from pipeline.architectures import bert
 from pipeline.audit import audit
 from pipeline.errors import PipelineError
@@ -148,26 +148,19 @@ def test_mask_ignored_in_the_layers(sound, copy, tmp_path, monkeypatch):
 def test_mask_ignored_in_the_pooling(sound, copy, tmp_path, monkeypatch):
     """All positions count: on real weights the mean cosine stays high while retrieval falls apart."""
     entry, _ = sound
-    monkeypatch.setattr(graph.Part, "pool", lambda _, hidden, real: hidden.mean(1) + 0 * real.sum())
+    monkeypatch.setattr(graph.Head, "pool", lambda _, hidden, real: hidden.mean(1) + 0 * real.sum())
     rebuild(entry, copy)
 
     assert "the mask is ignored" in caught(copy, tmp_path)
 
 
-class Doubled(bert.Layer):
-    """The second layer takes its input twice."""
-
-    def __init__(self, config, index):
-        super().__init__(config, index)
-        self.index = index
-
-    def forward(self, hidden, mask, tables):
-        return super().forward(hidden + hidden if self.index == 1 else hidden, mask, tables)
-
-
 def test_the_first_layer_that_differs_is_named(sound, copy, tmp_path, monkeypatch):
+    """The second layer is joined with the first one's weights."""
     entry, _ = sound
-    monkeypatch.setattr(bert, "Layer", Doubled)
+    true_name = splice.weight_name
+    monkeypatch.setattr(
+        splice, "weight_name", lambda p, w, layer=0: true_name(p, w, 0 if layer == 1 else layer)
+    )
     rebuild(entry, copy)
 
     assert "the first layer that differs from the original is layer 1:" in caught(copy, tmp_path)
