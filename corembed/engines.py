@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +96,8 @@ def _milrun() -> Callable[[Path, Function], Predict]:
 
 
 def make(name: str | None, packages: Sequence[Path], compute_units: str = "CPU_AND_NE") -> Engine:
-    """The engine of this name; by default Core ML on a Mac, and nowhere else anything without being asked."""
+    """The engine of this name, or of `COREMBED_ENGINE`; by default Core ML on a Mac, and nowhere else any."""
+    name = name or os.environ.get("COREMBED_ENGINE") or None
     if name is None and platform.system() != "Darwin":
         raise EngineError(
             'Core ML runs on a Mac only; pass engine="milrun" to run the packages here (needs corembed[emulator])'

@@ -29,7 +29,8 @@ class Gate:
     """The real engine behind a door: requests can be held while they run."""
 
     def __init__(self, engine):
-        self.engine, self.name, self.open, self.calls = engine, engine.name, threading.Event(), 0
+        self.engine, self.open, self.calls = engine, threading.Event(), 0
+        self.name, self.functions = engine.name, engine.functions
         self.open.set()
 
     def run(self, *arguments):
@@ -71,6 +72,13 @@ def client(embedder, tmp_path_factory):
     file.write_text(f"another\n{KEY}\n")
     with serving(embedder, keys=read_keys(file), inputs=8, text_bytes=1000, body_bytes=4000) as make:
         yield make
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def post(client, body, **headers):
@@ -185,7 +193,9 @@ def test_waiting_requests_share_a_call_and_a_full_queue_is_429(embedder, monkeyp
     calls = []
     encode = embedder.encode
     monkeypatch.setattr(
-        embedder, "encode", lambda texts, *rest: calls.append(list(texts)) or encode(texts, *rest)
+        embedder,
+        "encode",
+        lambda texts, *rest, **options: calls.append(list(texts)) or encode(texts, *rest, **options),
     )
     with serving(embedder, waiting=3) as make, ThreadPoolExecutor(3) as pool:
         health = f"{make().base_url}".removesuffix("v1/") + "health"
@@ -194,8 +204,7 @@ def test_waiting_requests_share_a_call_and_a_full_queue_is_429(embedder, monkeyp
             asked = []
             for text in ("first", "second", "third"):
                 asked.append(pool.submit(make().embeddings.create, model="tiny", input=[text]))
-                while httpx.get(health).json()["pending"] < len(asked):
-                    time.sleep(0.01)
+                until(lambda: httpx.get(health).json()["pending"] == len(asked))
             with pytest.raises(openai.RateLimitError, match="3 requests are waiting") as caught:
                 make().embeddings.create(model="tiny", input="fourth")
         finally:
@@ -213,8 +222,7 @@ def test_a_turn_that_does_not_come_is_503(embedder):
         embedder.engine.open.clear()
         try:
             running = pool.submit(make().embeddings.create, model="tiny", input="slow")
-            while embedder.engine.calls == calls:
-                time.sleep(0.01)
+            until(lambda: embedder.engine.calls > calls)
             with pytest.raises(openai.InternalServerError, match=r"no turn within 0\.2 s") as caught:
                 make().embeddings.create(model="tiny", input="late")
         finally:

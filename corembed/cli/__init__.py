@@ -13,8 +13,7 @@ import sys
 from types import ModuleType
 
 from corembed.cli.errors import UserError
-from corembed.engines import EngineError
-from corembed.release import ReleaseError
+from corembed.errors import CorembedError
 
 COMMANDS = ("serve", "verify")
 
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader has enough (`| head`): nothing more can be said on this stdout, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UserError, ReleaseError, EngineError, OSError) as error:
+    except (UserError, CorembedError, OSError) as error:
         print(f"corembed {options.command}: {error}", file=sys.stderr)
         return 1
     return code

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corembed.embedder import Embedder
+from corembed.errors import TextError
 from corembed.server.errors import ApiError
 from corembed.server.settings import Settings
 
@@ -140,7 +141,7 @@ class Queue:
                 continue
             try:
                 job = jobs[group[0]]
-                vectors = self._embedder.encode(texts, job.prompt_name, job.dimensions)
+                vectors = self._embedder.encode(texts, job.prompt_name, job.dimensions, truncate="silent")
             except Exception as error:  # noqa: BLE001  # likewise
                 if len(group) == 1:
                     results[group[0]] = error
@@ -153,16 +154,15 @@ class Queue:
 
     def _count(self, job: Job) -> int:
         """Tokens the model sees; a text that would be cut is refused unless the server may cut."""
-        prompts = self._embedder.release.prompts
-        name = job.prompt_name or self._embedder.release.default_prompt
-        if name is not None and name not in prompts:
-            there = ", ".join(prompts) or "none"
-            raise ApiError(400, f"no prompt {name!r}; this model has {there}", param="prompt_name")
-        prompt = prompts[name] if name else ""
-        tokens = self._embedder.tokenizer.encode([prompt + text for text in job.texts])
+        try:
+            tokens = self._embedder.tokenize(job.texts, job.prompt_name)
+        except TextError as error:
+            raise ApiError(400, str(error), param="input") from error
+        except ValueError as error:
+            raise ApiError(400, str(error), param="prompt_name") from error
         for index, item in enumerate(tokens):
             if item.cut and not self._settings.truncate:
-                longest = self._embedder.release.tokenizer.max_length
+                longest = self._embedder.max_length
                 raise ApiError(
                     400,
                     f"input[{index}] has {longest + item.cut} tokens, this model takes {longest}: send shorter texts, "
