@@ -164,12 +164,13 @@ def _stream(plan: Plan, key: str, checkpoint: Path, opened: dict[str, Checkpoint
     if folder not in opened:
         opened[folder] = Checkpoint(checkpoint / folder)
     tensor = opened[folder].find(weight["tensor"], tuple(weight["shape"]))
-    pieces = plan.encodings[key].stream(tensor.name, functools.partial(opened[folder].rows, tensor))
     if plan.encodings[key].operation == "const":  # as fast to make again as to read
-        yield from pieces
-    else:
-        scheme = plan.variant.scheme(name, weight["kind"])
-        yield from kept.through(kept.key(tensor, scheme, plan.part.target), pieces)
+        for halves in opened[folder].halves(tensor):
+            yield "val", halves
+        return
+    pieces = plan.encodings[key].stream(tensor.name, functools.partial(opened[folder].rows, tensor))
+    scheme = plan.variant.scheme(name, weight["kind"])
+    yield from kept.through(kept.key(tensor, scheme, plan.part.target), pieces)
 
 
 _DTYPES = {

@@ -10,15 +10,21 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 
 BLOCK = 32 << 20  # bytes of float32 in a block of rows
+HALVES = 2 << 20  # values in a block of FP16: small enough that the allocator uses the same memory again
+_INFINITE = 0x7C00  # the bits of FP16's infinity
+_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER = 100 << 20  # bytes; the safetensors library's own bound
 
@@ -63,20 +69,59 @@ class Checkpoint:
         """Blocks of whole rows along the first axis as float32, each but the last a multiple of `multiple` rows."""
         row = math.prod(tensor.shape[1:])
         count = max(BLOCK // (4 * row) // multiple, 1) * multiple
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.offset)
-            for start in range(0, tensor.shape[0], count):
-                size = min(count, tensor.shape[0] - start)
-                raw = file.read(size * row * _WIDTH[tensor.dtype])
-                values = _float32(raw, tensor.dtype)
-                if not np.isfinite(values).all():
+        for raw in _read(tensor, count * row):
+            values = _float32(raw, tensor.dtype)
+            if not np.isfinite(values).all():
+                raise PipelineError(
+                    f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values; the checkpoint is damaged"
+                )
+            yield values.reshape(-1, *tensor.shape[1:])
+
+    def halves(self, tensor: Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of the tensor's values in order, rounded to FP16; one that FP16 cannot hold is an error.
+
+        The same rounding as of `rows`, several times as fast: torch converts from bfloat16 directly.
+        """
+        for raw in _read(tensor, HALVES):
+            values = torch.frombuffer(raw, dtype=_TORCH[tensor.dtype])
+            halves = torch.empty_like(values, dtype=torch.float16).copy_(values).numpy()
+            # The bits of an infinity or a NaN are the largest of its sign: two integer maxima find them all.
+            if halves.view(np.int16).max() >= _INFINITE or halves.view(np.uint16).max() >= 0x8000 | _INFINITE:
+                worst = float(values.abs().max())
+                if not math.isfinite(worst):
                     raise PipelineError(
                         f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values; the checkpoint is damaged"
                     )
-                yield values.reshape(size, *tensor.shape[1:])
+                raise PipelineError(
+                    f"weight {tensor.name!r} holds {worst:g}, beyond FP16's largest number 65504: "
+                    "it cannot be converted to FP16"
+                )
+            yield halves.view(np.uint8)
 
 
-def _float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
+def _read(tensor: Tensor, count: int) -> Iterator[bytearray]:
+    """`count` values at a time (fewer at the end), each block read while the one before is worked on."""
+    width = _WIDTH[tensor.dtype]
+    left = math.prod(tensor.shape) * width
+
+    def block(file: FileIO, size: int) -> bytearray:
+        raw = bytearray(size)
+        if file.readinto(raw) != size:
+            raise PipelineError(f"{tensor.file}: cut short while it was read; download it again")
+        return raw
+
+    with tensor.file.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
+        file.seek(tensor.offset)
+        ahead = reader.submit(block, file, min(left, count * width))
+        while left:
+            raw = ahead.result()
+            left -= len(raw)
+            if left:
+                ahead = reader.submit(block, file, min(left, count * width))
+            yield raw
+
+
+def _float32(raw: bytearray, dtype: str) -> npt.NDArray[np.float32]:
     if dtype == "BF16":  # bfloat16 is the upper half of a float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)

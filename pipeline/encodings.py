@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 Read = Callable[[int], Iterator[Floats]]
 """Gives a weight's blocks of rows, each but the last a multiple of that many rows; may be called again."""
 
-Pieces = Iterator[tuple[str, bytes]]
+Pieces = Iterator[tuple[str, bytes | npt.NDArray[np.uint8]]]
 
 
 class Encoding(Protocol):
