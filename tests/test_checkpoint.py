@@ -36,6 +36,35 @@ def test_rows_equal_torch(folder, name, monkeypatch):
     np.testing.assert_array_equal(found, tensors[name].float().numpy())
 
 
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_halves_equal_torch(folder, name, monkeypatch):
+    monkeypatch.setattr("pipeline.checkpoint.HALVES", 64)
+    path, tensors = folder
+    checkpoint = Checkpoint(path)
+    found = np.concatenate(list(checkpoint.halves(checkpoint.find(name, tuple(tensors[name].shape)))))
+
+    np.testing.assert_array_equal(found.view(np.float16), tensors[name].float().half().numpy().ravel())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (7e4, "'w' holds 70144, beyond FP16's largest"),
+        (-1e30, "beyond FP16's largest"),
+        (float("-inf"), "'w' holds NaN or infinite"),
+        (float("nan"), "'w' holds NaN or infinite"),
+    ],
+)
+def test_halves_refuse_what_fp16_cannot_hold(tmp_path, value, message):
+    weight = torch.zeros(40, 3, dtype=torch.bfloat16)
+    weight[30, 1] = value
+    save_file({"w": weight}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+
+    with pytest.raises(PipelineError, match=message):
+        list(checkpoint.halves(checkpoint.find("w", (40, 3))))
+
+
 def test_wrong_shape_type_and_name(folder):
     checkpoint = Checkpoint(folder[0])
     for name, shape, message in [("a", (7, 100), "shape"), ("i", (3,), "I32"), ("z", (1,), "no tensor 'z'")]:

@@ -1,0 +1,157 @@
+"""What converting a 4B costs: peak resident memory, wall time and bytes of every variant and layout.
+
+Usage: `python -m benchmarks.convert_4b CHECKPOINT [VARIANT ...] [--layouts single parts] [--out FILE]` on a
+checkpoint of `benchmarks.make_checkpoint`, or a real one. Each step is a process of its own, whose peak is the
+kernel's (`VmHWM`). A step's wall time is from the first weight read to the last byte on disk (fsync); just before
+it, the checkpoint's files are copied on the same disk (fsync too), and `ratio_to_copy` compares the two. `trace`
+is the graph's part: tracing the pieces at three lengths and joining the programs of both layouts. Packages are
+written to a temporary folder and deleted. Prints one JSON line in bytes and seconds; `--out` keeps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import params
+from pipeline.assemble import Part, Plan, Traced, package_names, write_package
+from pipeline.errors import run
+from pipeline.files import write_json
+from pipeline.trace import trace
+
+LENGTHS = (32, 128, 512)
+_METADATA = {"corembed.summary": "measurement"}
+
+
+def peak() -> int:
+    """The kernel's high-water mark of this process, in bytes."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+    import resource  # noqa: PLC0415
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def copy(checkpoint: Path, folder: Path) -> float:
+    """Seconds to copy the checkpoint's weights into `folder` and have them on disk; they are deleted again."""
+    total = 0.0
+    for shard in sorted(checkpoint.glob("*.safetensors")):
+        target = folder / "copy"
+        started = time.monotonic()
+        shutil.copyfile(shard, target)
+        with target.open("rb+") as file:
+            os.fsync(file.fileno())
+        total += time.monotonic() - started
+        target.unlink()
+    return total
+
+
+def step_trace(checkpoint: Path, traced: Path) -> dict[str, Any]:
+    """Trace three lengths and join the programs of both layouts in FP16."""
+    entry = params.Model("4b", f"path:{checkpoint}", None, None, LENGTHS, ("single", "parts"))
+    started = time.monotonic()
+    trace(entry, checkpoint, traced)
+    made, variant = Traced(traced), params.variant("fp16")
+    programs = sum(len(Part(made, s).programs) for x in entry.layouts for s in made.spans(x, variant))
+    return {"seconds": time.monotonic() - started, "programs": programs}
+
+
+def step_stream(checkpoint: Path, traced: Path, name: str, layout: str) -> dict[str, Any]:
+    """Copy the checkpoint, then write the packages of one variant and layout beside it."""
+    variant, made = params.variant(name), Traced(traced)
+    spans = made.spans(layout, variant)
+    folder = Path(tempfile.mkdtemp(prefix="packages-", dir=traced.parent))
+    try:
+        copied = copy(checkpoint, folder)
+        seconds = 0.0
+        sizes = []
+        for path, span in zip(package_names(name, layout, len(spans)), spans, strict=True):
+            plan = Plan(Part(made, span), variant)
+            started = time.monotonic()
+            write_package(plan, checkpoint, folder / path, _METADATA)
+            seconds += time.monotonic() - started
+            sizes.append(sum(f.stat().st_size for f in (folder / path).rglob("*") if f.is_file()))
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "seconds": seconds,
+        "copy_seconds": copied,
+        "ratio_to_copy": seconds / copied,
+        "packages": len(sizes),
+        "bytes": sum(sizes),
+        "largest_package_bytes": max(sizes[1:] or sizes),
+    }
+
+
+def measure(*step: object) -> dict[str, Any]:
+    """Run one step in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.convert_4b", "--step", *map(str, step)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
+
+
+def machine() -> str:
+    """Processor, cores, memory."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.processor()]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{platform.system()} {platform.machine()}, {names[0]}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def main() -> None:
+    """See the module."""
+    if sys.argv[1:2] == ["--step"]:
+        kind, checkpoint, traced, *rest = sys.argv[2:]
+        steps = {"trace": step_trace, "stream": step_stream}
+        result = steps[kind](Path(checkpoint), Path(traced), *rest)
+        print(json.dumps(result | {"peak_rss_bytes": peak()}))
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("variants", nargs="*", default=["fp16", "int8", "palette4"])
+    parser.add_argument("--layouts", nargs="+", default=["single", "parts"])
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    checkpoint = chosen.checkpoint.resolve()
+    with tempfile.TemporaryDirectory(prefix="convert-4b-", dir=checkpoint.parent) as folder:
+        traced = Path(folder) / "traced"
+        figures = {"trace": measure("trace", checkpoint, traced)}
+        for variant in chosen.variants:
+            for layout in chosen.layouts:
+                figures[f"{variant}-{layout}"] = measure("stream", checkpoint, traced, variant, layout)
+                print(f"{variant} {layout}: {figures[f'{variant}-{layout}']}", file=sys.stderr)
+    settings = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    line = {
+        "checkpoint_bytes": sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")),
+        "layers": settings["num_hidden_layers"],
+        "hidden": settings["hidden_size"],
+        "max_lengths": LENGTHS,
+        "steps": figures,
+        "variants": {v: dataclasses.asdict(params.variant(v))["linear"] for v in chosen.variants},
+        "machine": machine(),
+        "load_average": os.getloadavg()[0],
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "versions": {n: importlib.metadata.version(n) for n in ("torch", "coremltools", "numpy")},
+    }
+    print(json.dumps(line))
+    if chosen.out:
+        write_json(chosen.out, line)
+
+
+if __name__ == "__main__":
+    run(main)
