@@ -30,6 +30,7 @@ from pipeline import params
 from pipeline.assemble import Part, Plan, Traced, package_names, write_package
 from pipeline.errors import run
 from pipeline.files import write_json
+from pipeline.kept import Kept
 from pipeline.trace import trace
 
 LENGTHS = (32, 128, 512)
@@ -82,7 +83,7 @@ def step_stream(checkpoint: Path, traced: Path, name: str, layout: str) -> dict[
         for path, span in zip(package_names(name, layout, len(spans)), spans, strict=True):
             plan = Plan(Part(made, span), variant)
             started = time.monotonic()
-            write_package(plan, checkpoint, folder / path, _METADATA)
+            write_package(plan, checkpoint, Kept(folder / "kept"), folder / path, _METADATA)
             seconds += time.monotonic() - started
             sizes.append(sum(f.stat().st_size for f in (folder / path).rglob("*") if f.is_file()))
     finally:
@@ -142,7 +143,7 @@ def main() -> None:
         "hidden": settings["hidden_size"],
         "max_lengths": LENGTHS,
         "steps": figures,
-        "variants": {v: dataclasses.asdict(params.variant(v))["linear"] for v in chosen.variants},
+        "variants": {v: dataclasses.asdict(params.variant(v)) for v in chosen.variants},
         "machine": machine(),
         "load_average": os.getloadavg()[0],
         "date": dt.datetime.now(dt.UTC).date().isoformat(),

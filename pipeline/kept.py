@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.checkpoint import Tensor
+from pipeline.encodings import Pieces
 from pipeline.files import CHUNK, remove, staged_folder
 from pipeline.params import Scheme
 
@@ -41,7 +41,7 @@ class Kept:
             digest.update(code)
         return digest.hexdigest()[:32]
 
-    def through(self, key: str, pieces: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    def through(self, key: str, pieces: Pieces) -> Pieces:
         """Pass pieces on, from the folder if they are there, else from `pieces`, which are then kept."""
         folder = self.folder / key
         if not folder.exists():
