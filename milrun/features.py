@@ -23,7 +23,8 @@ class Feature:
     """One declared input, output or state.
 
     `shape` is the default; `shapes` lists the enumerated ones, `ranges` the allowed (low, high) of
-    each dimension (high -1: unbounded). `default` fills an absent optional input.
+    each dimension (high -1: unbounded); of an image they are (height, width). `default` fills an absent
+    optional input.
     """
 
     name: str
@@ -76,14 +77,15 @@ def read_feature(message: Any) -> Feature:
         )  # fmt: skip
     if kind == "imageType":
         image = message.type.imageType
+        ranges: tuple[tuple[int, int], ...] = ()
+        if image.WhichOneof("SizeFlexibility") == "imageSizeRange":
+            sides = image.imageSizeRange.heightRange, image.imageSizeRange.widthRange
+            ranges = tuple((side.lowerBound, side.upperBound) for side in sides)
+        sizes = tuple((s.height, s.width) for s in image.enumeratedSizes.sizes)
         return Feature(
-            message.name,
-            "image",
-            None,
-            (image.height, image.width),
-            optional=optional,
+            message.name, "image", None, (image.height, image.width), sizes, ranges, optional,
             color=image.colorSpace,
-        )
+        )  # fmt: skip
     if kind == "stateType":
         array = message.type.stateType.arrayType
         return Feature(message.name, "state", _ARRAY_TYPES.get(array.dataType, "fp16"), tuple(array.shape))
@@ -122,6 +124,12 @@ def input_tensor(value: Any, feature: Feature, kind: ValueType, *, fp32: bool) -
         raise InputError(f"Input {feature.name!r} is a {kind}; pass it as the state.")
     if feature.kind == "image" and not isinstance(value, np.ndarray):
         tensor = image_to_tensor(value, feature)
+        size = tuple(tensor.shape[2:])
+        if not feature.allows(size):
+            raise InputError(
+                f"Input {feature.name!r} is an image of (height, width) {size}; the model expects "
+                f"{feature.expected}."
+            )
     else:
         tensor = _array_tensor(value, feature, kind)
     carrier = torch.float32 if fp32 and kind.dtype.name == "fp16" else kind.dtype.carrier
