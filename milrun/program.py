@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from milrun.package import Package
 
 _OPSETS = {"CoreML5": 15, "CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
-_CONTROL = {"cond": 2, "while_loop": 2}
+CONTROL = {"cond": 2, "while_loop": 2}
 _MAX_DEPTH = 40
 
 
@@ -191,7 +191,7 @@ class Planner:
             if message.type.startswith("constexpr_"):
                 self._constexpr(message, types, scope)
                 return None
-            if message.type in _CONTROL:
+            if message.type in CONTROL:
                 return self._control(message, types, scope, place, name, depth)
             kernel = find(message.type, self.opset)
             if kernel is None:
@@ -265,8 +265,8 @@ class Planner:
         name: str,
         depth: int,
     ) -> Step:
-        if len(message.blocks) != _CONTROL[message.type]:
-            raise PackageError(f"needs {_CONTROL[message.type]} blocks, has {len(message.blocks)}")
+        if len(message.blocks) != CONTROL[message.type]:
+            raise PackageError(f"needs {CONTROL[message.type]} blocks, has {len(message.blocks)}")
         parameter = "pred" if message.type == "cond" else "loop_vars"
         if set(message.inputs) != {parameter}:
             raise PackageError(f"needs the parameter {parameter!r}, has {sorted(message.inputs)}")

@@ -195,7 +195,7 @@ def summarize(
         "paths": list(suite.paths),
         "seed": suite.seed,
         "selected": len(chosen),
-        "not_run": len(set(chosen) - {r["id"] for r in records}),
+        "not_run": sorted(set(chosen) - {r["id"] for r in records}),
         **totals,
         "pass_rate": round(totals["passed"] / judged, 4) if judged else None,
         "bar": suite.bar,

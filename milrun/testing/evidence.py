@@ -8,18 +8,23 @@ own steps are up to 1e-3 between 1 and 2. Two cases can be decided from the two 
 - `no_fp16_number`: the result is of a declared FP16 type, and for some elements *no* FP16 number
   lies within the tolerance of the reference.
 
-A third needs no arrays: `numbers_agree`, where every comparison of numbers passed and the test then asserts something else.
+Two more need the model: `only_rounding`, where the same program with no result rounded to FP16
+(`milrun.load(precision="fp32")`) meets the tolerance, so that what fails is the rounding that the program's types
+ask for; and `numbers_agree`, where every comparison of numbers passed and the test then asserts something else.
 Whatever fits none of them is evidence of nothing, and None.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-Kind = Literal["reference_rounded", "no_fp16_number", "numbers_agree"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Kind = Literal["reference_rounded", "no_fp16_number", "only_rounding", "numbers_agree"]
 _MAX_STEPS = 8  # of FP16's last place: what a few dozen rounded operations add up to, not a wrong formula
 
 
@@ -69,6 +74,16 @@ def of_comparison(actual: Any, expected: Any, rtol: float, atol: float) -> Evide
         if wanted.dtype == np.float16
         else _of_fp16_result(found, wanted.astype(np.float64), rtol, atol)
     )
+
+
+def of_unrounded(outputs: Iterable[Any], expected: Any, rtol: float, atol: float) -> Evidence | None:
+    """Evidence from what the same program gives with nothing rounded to FP16: `outputs`, in any order."""
+    wanted = np.asarray(expected)
+    arrays = [o for o in outputs if isinstance(o, np.ndarray) and o.shape == wanted.shape]
+    if not any(np.allclose(a, wanted, rtol, atol) for a in arrays):
+        return None
+    text = "the program rounds to FP16; the same program without any rounding to FP16 meets the tolerance"
+    return Evidence("only_rounding", text)
 
 
 def _of_fp16_reference(found: np.ndarray, wanted: np.ndarray) -> Evidence | None:

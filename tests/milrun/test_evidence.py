@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from milrun.testing.evidence import Comparisons, of_comparison, ordered
+from milrun.testing.evidence import Comparisons, of_comparison, of_unrounded, ordered
 
 EXACT = np.array([1.0003, 1.5001, -1.7772, 0.25], np.float32)
 RTOL, ATOL = 1e-5, 1e-4
@@ -49,6 +49,13 @@ def test_steps_of_the_last_place_count_across_zero() -> None:
     smallest = np.float16(2.0**-24)
     assert ordered(np.array([smallest, -smallest, 0.0, -0.0])).tolist() == [1, -1, 0, 0]
     assert np.diff(ordered(np.array([1.0, 1.0 + 2.0**-10]))).tolist() == [1]
+
+
+def test_a_program_that_would_pass_without_rounding_and_one_that_would_not() -> None:
+    found = of_unrounded(["a label", np.zeros(4), EXACT], EXACT, RTOL, ATOL)
+    assert found is not None
+    assert found.kind == "only_rounding"
+    assert of_unrounded([EXACT * 1.02, np.zeros((2, 2))], EXACT, RTOL, ATOL) is None
 
 
 def test_numbers_that_agree_and_an_assertion_that_does_not() -> None:
