@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +33,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([line(header), line(["-" * w for w in widths]), *(line(r) for r in text)])
 
 
+def plain(value: Any) -> Any:
+    """Data that JSON can hold: what is not finite becomes null, since JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _print(options: argparse.Namespace, data: Any, text: str) -> None:
-    print(json.dumps(data, indent=1) if options.json else text)
+    print(json.dumps(plain(data), indent=1, allow_nan=False) if options.json else text)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -55,27 +66,28 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _read_inputs(options: argparse.Namespace, model: Any) -> dict[str, Any]:
+    from milrun.images import GRAYSCALE, GRAYSCALE_FLOAT16  # noqa: PLC0415
+
     if options.inputs:
         try:
-            with np.load(options.inputs, allow_pickle=False) as arrays:
+            arrays = np.load(options.inputs, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise InputError(f"{options.inputs} holds one array without a name; save with numpy.savez.")
+            with arrays:
                 return dict(arrays)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{options.inputs} is not an .npz file of arrays ({error}).") from None
     function = getattr(options, "function", None) or model.default_function
     generator = np.random.default_rng(options.seed)
     made = {}
     for name, feature in model.inputs[function].items():
-        shape = (
-            feature.shape
-            if feature.kind == "array"
-            else (1, 1 if feature.color in (10, 40) else 3, *feature.shape)
-        )
-        integer = (feature.dtype or "").startswith("int")
-        made[name] = (
-            generator.integers(0, 2, shape, dtype=np.int32)
-            if integer
-            else generator.standard_normal(shape, np.float32)
-        )
+        if feature.kind == "image":
+            channels = 1 if feature.color in (GRAYSCALE, GRAYSCALE_FLOAT16) else 3
+            made[name] = generator.integers(0, 256, (1, channels, *feature.shape)).astype(np.float32)
+        elif (feature.dtype or "").startswith("int"):
+            made[name] = generator.integers(0, 2, feature.shape, dtype=np.int32)
+        else:
+            made[name] = generator.standard_normal(feature.shape, np.float32)
     return made
 
 
@@ -100,9 +112,14 @@ def _run(options: argparse.Namespace) -> int:
             )
         else:
             rows.append((name, str(value)[:60], 0.0, 0.0, 0.0))
-    data = {n: v.tolist() if isinstance(v, np.ndarray) else str(v) for n, v in outputs.items()}
+    data = {n: v.tolist() if isinstance(v, np.ndarray) else _scalar(v) for n, v in outputs.items()}
     _print(options, data, table(["output", "type", "min", "max", "mean"], rows))
     return 0
+
+
+def _scalar(value: Any) -> Any:
+    """A classifier's label or dictionary as it is; an image in words."""
+    return value if isinstance(value, str | int | float | dict) else str(value)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milrun.lockstep import lockstep
 from milrun.model import Model, Pipeline, load
-from milrun.tracing import trace
+from milrun.tracing import stream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,20 +55,27 @@ def compare(
     """Compare all floating values that both programs name alike, in the order of `a`'s program.
 
     `b` None means `a` once more with everything in FP32: where does FP16 hurt? Values of different
-    shapes are left out.
+    shapes are left out; of a value in a loop the last iteration counts.
+
+    Both run at once, each in a thread, and a value is dropped when its partner has come: memory is that of two
+    runs and a few values, not of all of them. Only where the programs compute in different orders do more wait.
     """
     first = load(a, **options)
     second = load(a, precision="fp32") if b is None else load(b, **options)
-    left, right = trace(first, inputs, function=function), trace(second, inputs, function=function)
-    operations = _operations(first, function)
-    return [
-        _difference(name, operations.get(name, ""), left[name], right[name])
-        for name in left
-        if name in right
-        and left[name].shape == right[name].shape
-        and left[name].dtype.kind == "f"
-        and left[name].size
-    ]
+    operations, others = _operations(first, function), _operations(second, function)
+    found: dict[str, Difference] = {}
+
+    def meet(name: str, left: np.ndarray, right: np.ndarray) -> None:
+        if left.shape == right.shape and left.dtype.kind == "f" and left.size:
+            found[name] = _difference(name, operations[name], left, right)
+
+    shared = {name for name in operations if name in others}
+    lockstep(
+        lambda emit: stream(first, inputs, emit, shared, function),
+        lambda emit: stream(second, inputs, emit, shared, function),
+        meet,
+    )
+    return [found[name] for name in operations if name in found]
 
 
 def _operations(model: Model | Pipeline, function: str | None) -> dict[str, str]:
@@ -80,7 +88,7 @@ def _operations(model: Model | Pipeline, function: str | None) -> dict[str, str]
 def _difference(name: str, operation: str, left: np.ndarray, right: np.ndarray) -> Difference:
     x, y = left.astype(np.float64), right.astype(np.float64)
     finite = np.isfinite(x) & np.isfinite(y)
-    error = float(np.abs(x - y)[finite].max(initial=0.0))
+    error = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
     scale = float(np.abs(y[finite]).max(initial=0.0))
     peaks = [float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in (x, y)]
     norm = math.sqrt(float((x[finite] ** 2).sum()) * float((y[finite] ** 2).sum()))

@@ -12,7 +12,7 @@ from milrun.inspection import flatten
 from milrun.model import Model, Pipeline, load, to_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
 
@@ -44,18 +44,34 @@ def trace(
         If no operation gives a value of a name asked for.
     """
     loaded = load(model, **options) if isinstance(model, str | Path) else model
-    plans = [part.function(function) for part in flatten([loaded])]
-    known = {plan.slot_names[slot] for plan in plans for step in plan.steps() for slot in step.outputs}
-    wanted = None if outputs is None else set(outputs)
-    if wanted is not None and wanted - known:
+    known = {name for part in flatten([loaded]) for name in _names(part, function)}
+    wanted = known if outputs is None else set(outputs)
+    if wanted - known:
         raise InputError(f"No operation gives {sorted(wanted - known)}; the program has {len(known)} values.")
     captured: dict[str, np.ndarray] = {}
+    stream(loaded, inputs, captured.__setitem__, wanted, function)
+    return captured
+
+
+def _names(model: Model, function: str | None) -> set[str]:
+    plan = model.function(function)
+    return {plan.slot_names[slot] for step in plan.steps() for slot in step.outputs}
+
+
+def stream(
+    model: Model | Pipeline,
+    inputs: dict[str, Any],
+    emit: Callable[[str, np.ndarray], None],
+    wanted: set[str],
+    function: str | None = None,
+) -> None:
+    """Predict, and hand over each value of the wanted names as it is stored: `emit(name, value)`."""
+    plans = [part.function(function) for part in flatten([model])]
     names = {id(step): [plan.slot_names[s] for s in step.outputs] for plan in plans for step in plan.steps()}
 
     def observe(step: Step, results: list[Any]) -> None:
         for name, value, kind in zip(names[id(step)], results, step.types, strict=True):
-            if isinstance(value, Tensor) and (wanted is None or name in wanted):
-                captured[name] = to_numpy(value, kind)
+            if isinstance(value, Tensor) and name in wanted:
+                emit(name, to_numpy(value, kind))
 
-    loaded.predict(inputs, function, observer=observe)
-    return captured
+    model.predict(inputs, function, observer=observe)

@@ -97,6 +97,66 @@ def test_commands_print_a_table_and_json(
     json.loads(capsys.readouterr().out)
 
 
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_has_null_where_a_number_is_not_finite(
+    build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(build(lambda x: mb.log(x=x, epsilon=0.0, name="y"), x=((3,), "fp32")))
+    np.savez(tmp_path / "in.npz", x=np.array([-1.0, 0.0, 1.0], np.float32))
+    arguments = [path, "--inputs", str(tmp_path / "in.npz"), "--json"]
+    main(["run", *arguments])
+    assert strict(capsys.readouterr().out) == {"y": [None, None, 0.0]}
+    main(["compare", *arguments])
+    (row,) = strict(capsys.readouterr().out)
+    assert row["nonfinite"] == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"text"])
+def test_inputs_that_are_no_arrays_are_an_error_message(
+    build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "in.npz").write_bytes(content)
+    assert main(["run", str(small(build)), "--inputs", str(tmp_path / "in.npz")]) == 2
+    assert "not an .npz file" in capsys.readouterr().err
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    assert main(["run", str(small(build)), "--inputs", str(tmp_path / "one.npy")]) == 2
+    assert "without a name" in capsys.readouterr().err
+
+
+def test_compare_finds_a_changed_weight_where_it_is(build: Build) -> None:
+    def body(scale: float) -> Any:
+        return lambda x: mb.softmax(
+            x=mb.relu(x=mb.linear(x=mb.tanh(x=x, name="before"), weight=WEIGHT * scale, name="changed")),
+            name="y",
+        )
+
+    a, b = (build(body(s), x=((1, 16), "fp32")) for s in (1.0, 1.5))
+    found = {d.name: d.max_error for d in milrun.compare(a, b, {"x": np.ones((1, 16), np.float32)})}
+    assert list(found)[:2] == ["before", "changed"]
+    assert found["before"] == 0
+    assert found["changed"] > 0.1
+
+
+def test_compare_takes_the_last_iteration_of_a_loop(build: Build) -> None:
+    def body(x: Any) -> Any:
+        return mb.while_loop(
+            _cond=lambda i, _a: mb.less(x=i, y=np.float32(4)),
+            _body=lambda i, a: (mb.add(x=i, y=np.float32(1)), mb.mul(x=a, y=np.float32(3), name="tripled")),
+            loop_vars=(mb.const(val=np.float32(0)), x),
+        )[1]
+
+    found = {
+        d.name: d for d in milrun.compare(build(body, x=((2,), "fp32")), None, {"x": np.ones(2, np.float32)})
+    }
+    assert found["tripled"].peak == 81
+
+
 def test_run_reads_and_writes_arrays(build: Build, tmp_path: Path) -> None:
     x = np.ones((1, 16), np.float32)
     np.savez(tmp_path / "in.npz", x=x)
