@@ -20,6 +20,7 @@ from typing import Any
 from pipeline import convert, params, places
 from pipeline.audit import audit
 from pipeline.benchmark import benchmark
+from pipeline.calibrate import calibrate
 from pipeline.download import download
 from pipeline.errors import PipelineError, run
 from pipeline.files import read_json, remove, write_json
@@ -115,6 +116,8 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         trace(entry, where.checkpoint, where.traced)
     if not where.reference.exists():
         reference(entry, where.checkpoint, where.reference)
+    if any(variant.calibrated for variant in variants) and not where.calibration.exists():
+        calibrate(where.checkpoint, where.traced, where.calibration)
     failures, figures, reports = [], {}, {}
     for variant in variants:
         if not where.packages(variant.name).exists():

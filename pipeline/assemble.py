@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from corembed.release import Function
 from pipeline.blob import Blob, Writer
+from pipeline.calibration import Calibration
 from pipeline.checkpoint import Checkpoint
 from pipeline.cut import cut
 from pipeline.encodings import Encoding, Pieces, blobs, make
@@ -137,9 +138,8 @@ def slot(function: str, reference: str) -> str:
     return reference
 
 
-def write_weights(plan: Plan, checkpoint: Path, kept: Kept, path: Path, label: str) -> list[int]:
+def write_weights(plan: Plan, feed: Feed, path: Path, label: str) -> list[int]:
     """Stream all arrays of a plan into `weight.bin`; gives the offset of each."""
-    opened: dict[str, Checkpoint] = {}
     progress = tqdm(
         total=sum(b.bytes for b in plan.blobs), desc=label, unit="B", unit_scale=True, disable=None
     )
@@ -147,30 +147,50 @@ def write_weights(plan: Plan, checkpoint: Path, kept: Kept, path: Path, label: s
         for key, places in plan.slots.items():
             if key in plan.copies:
                 continue
-            for argument, data in _stream(plan, key, checkpoint, opened, kept):
+            for argument, data in feed.pieces(plan, key):
                 writer.append(places[argument], data)
                 progress.update(len(data))
     progress.close()
     return writer.offsets
 
 
-def _stream(plan: Plan, key: str, checkpoint: Path, opened: dict[str, Checkpoint], kept: Kept) -> Pieces:
-    if key.startswith(CONSTANT):
-        yield "val", np.ascontiguousarray(plan.part.constants[key.removeprefix(CONSTANT)]).tobytes()
-        return
-    name = key.removeprefix(WEIGHT)
-    weight = plan.part.weights[name]
-    folder = weight["folder"]
-    if folder not in opened:
-        opened[folder] = Checkpoint(checkpoint / folder)
-    tensor = opened[folder].find(weight["tensor"], tuple(weight["shape"]))
-    if plan.encodings[key].operation == "const":  # as fast to make again as to read
-        for halves in opened[folder].halves(tensor):
-            yield "val", halves
-        return
-    pieces = plan.encodings[key].stream(tensor.name, functools.partial(opened[folder].rows, tensor))
-    scheme = plan.variant.scheme(name, weight["kind"])
-    yield from kept.through(kept.key(tensor, scheme, plan.part.target), pieces)
+class Feed:
+    """Where the values of weights come from: a checkpoint, what an earlier run encoded, and calibration."""
+
+    def __init__(self, checkpoint: Path, kept: Kept, calibration: Calibration | None = None) -> None:
+        self.checkpoint, self.kept, self.calibration = checkpoint, kept, calibration
+        self.opened: dict[str, Checkpoint] = {}
+
+    def pieces(self, plan: Plan, key: str) -> Pieces:
+        """The bytes of a stored array, or of the arrays of a weight, piece by piece."""
+        if key.startswith(CONSTANT):
+            yield "val", np.ascontiguousarray(plan.part.constants[key.removeprefix(CONSTANT)]).tobytes()
+            return
+        name = key.removeprefix(WEIGHT)
+        weight = plan.part.weights[name]
+        folder = weight["folder"]
+        if folder not in self.opened:
+            self.opened[folder] = Checkpoint(self.checkpoint / folder)
+        tensor = self.opened[folder].find(weight["tensor"], tuple(weight["shape"]))
+        read = functools.partial(self.opened[folder].rows, tensor)
+        scheme, encoding = plan.variant.scheme(name, weight["kind"]), plan.encodings[key]
+        if encoding.operation == "const":  # as fast to make again as to read
+            for halves in self.opened[folder].halves(tensor):
+                yield "val", halves
+            return
+        calibration = self.calibration if scheme.calibrated else None
+        if scheme.calibrated and calibration is None:
+            raise PipelineError(
+                f"variant {plan.variant.name!r} rounds {name!r} by calibration, and there is none; "
+                "run the stage calibrate of the model first"
+            )
+
+        def encode() -> Pieces:
+            inputs = calibration.inputs(name) if calibration else None
+            yield from encoding.stream(tensor.name, read, inputs)
+
+        facts = plan.part.target + (calibration.fingerprint(name) if calibration else "")
+        yield from self.kept.through(self.kept.key(tensor, scheme, facts), encode())
 
 
 _DTYPES = {
@@ -309,11 +329,11 @@ def _manifest() -> str:
     return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
 
 
-def write_package(plan: Plan, checkpoint: Path, kept: Kept, out: Path, metadata: Mapping[str, str]) -> None:
+def write_package(plan: Plan, feed: Feed, out: Path, metadata: Mapping[str, str]) -> None:
     """Write one `.mlpackage` at `out`."""
     data = out / "Data" / "com.apple.CoreML"
     (data / "weights").mkdir(parents=True)
-    offsets = write_weights(plan, checkpoint, kept, data / "weights" / "weight.bin", out.name)
+    offsets = write_weights(plan, feed, data / "weights" / "weight.bin", out.name)
     made = model(plan, offsets, metadata)
     (data / "model.mlmodel").write_bytes(made.SerializeToString(deterministic=True))
     (out / "Manifest.json").write_text(_manifest(), encoding="utf-8")
@@ -327,10 +347,21 @@ def package_names(variant: str, layout: str, count: int) -> list[str]:
 
 
 def assemble(
-    traced: Path, checkpoint: Path, variant: Variant, out: Path, metadata: Mapping[str, str]
+    traced: Path,
+    checkpoint: Path,
+    variant: Variant,
+    out: Path,
+    metadata: Mapping[str, str],
+    calibration: Path | None = None,
 ) -> None:
-    """Write all layouts of one variant into the folder `out`, which appears only when all are complete."""
-    made, counts, kept = Traced(traced), {}, Kept.beside(out)
+    """Write all layouts of one variant into the folder `out`, which appears only when all are complete.
+
+    `calibration` is the folder of that stage, which a variant may ask for.
+    """
+    made, counts = Traced(traced), {}
+    feed = Feed(
+        checkpoint, Kept.beside(out), Calibration(calibration) if calibration and variant.calibrated else None
+    )
     variant.check_layers(made.weights)
     with staged_folder(out) as partial:
         for layout in made.record["layouts"]:
@@ -338,10 +369,10 @@ def assemble(
             counts[layout] = len(spans)
             for name, span in zip(package_names(variant.name, layout, len(spans)), spans, strict=True):
                 (partial / name).mkdir(parents=True)
-                write_package(Plan(Part(made, span), variant), checkpoint, kept, partial / name, metadata)
+                write_package(Plan(Part(made, span), variant), feed, partial / name, metadata)
         summary = {k: made.record[k] for k in ("functions", "target", "dimension")} | {
             "layouts": counts,
             "metadata": metadata,
         }
         write_json(partial / "packages.json", summary)
-    kept.clear()
+    feed.kept.clear()

@@ -42,6 +42,7 @@ def build(entry: params.Model, variant: params.Variant, where: places.Places) ->
         variant,
         where.packages(variant.name),
         metadata(entry, variant.name, where),
+        where.calibration,
     )
 
 

@@ -21,7 +21,8 @@ class Scheme:
 
     `float16`; `linear`: signed integers of `bits` with one FP16 scale a row, or one for each `block` columns, and
     with an offset beside each scale if `affine`; `palette`: indices of `bits` into a table of 2^bits FP16 values,
-    one table a tensor, or one for each `group` rows.
+    one table a tensor, or one for each `group` rows. `calibrated`: rounding is by the inputs that the stage
+    `calibrate` measured, so that outputs, not weights, are near.
     """
 
     scheme: Literal["float16", "linear", "palette"] = "float16"
@@ -29,6 +30,7 @@ class Scheme:
     block: int = 0
     group: int = 0
     affine: bool = False
+    calibrated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Variant:
         if kind == "linear" and (finer := part_of_layer(name)) in self.weights:
             return self.weights[finer]
         return self.weights.get(kind, Scheme())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any weight is rounded by calibration."""
+        return any(s.calibrated for s in (*self.weights.values(), *self.layers.values()))
 
     def check_layers(self, names: Iterable[str]) -> None:
         """Refuse exceptions for weights that the model does not have."""
@@ -208,8 +215,8 @@ KINDS = ("linear", "attention", "mlp", "embedding")
 
 _SETTINGS = {
     "float16": {"bits": {16}},
-    "linear": {"bits": {4, 8}, "block": None, "affine": None},
-    "palette": {"bits": {1, 2, 4, 6, 8}, "group": None},
+    "linear": {"bits": {4, 8}, "block": None, "affine": None, "calibrated": None},
+    "palette": {"bits": {1, 2, 4, 6, 8}, "group": None, "calibrated": None},
 }
 """The settings each scheme takes, with the values allowed where they are few."""
 

@@ -31,6 +31,11 @@ class Places:
         return self.root / "traced"
 
     @property
+    def calibration(self) -> Path:
+        """Second moments of the inputs of each weight."""
+        return self.root / "calibration"
+
+    @property
     def reference(self) -> Path:
         """The official implementation's answers."""
         return self.root / "reference"

@@ -1,0 +1,214 @@
+"""Rounding that looks at the inputs: each row of a weight is chosen so that its outputs, not its entries, are near.
+
+With H the second moment of a linear layer's inputs, the squared error of a row's outputs is e'He for e = w - q.
+Rounding every entry to nearest ignores all of H but its diagonal. Three steps make e'He small:
+
+1. `compensate`: entries are rounded one after another, and what each one misses is made good by the entries that
+   are not rounded yet (GPTQ: Frantar et al. 2023, arXiv:2210.17323; Cholesky factor of the inverse of H, columns
+   of large inputs first, updates in batches of columns);
+2. `refit`: for given indices the best table of a group of rows is a small least-squares problem;
+3. `descend`: one entry at a time moves to where e'He is least with all others held (coordinate descent, as in
+   QuantEase, arXiv:2309.01885), which may undo what 1 could not foresee.
+
+What an entry may become is a table of rising values, whatever it stands for: a palette of a group of rows, or the
+integers of a row's scale. All arithmetic is in float64 or float32 on fixed shapes: the same inputs, the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+
+from pipeline.kmeans import Indices, threads
+
+Floats = npt.NDArray[np.float32]
+
+DAMPING = 0.01
+"""Share of the mean of H's diagonal that is added to it: inputs never seen in calibration keep some weight."""
+
+_BATCH = 128  # columns whose updates are made one by one; those behind them follow in one matrix product
+
+compiled = numba.njit(nogil=True, cache=True)
+
+
+class Inputs:
+    """Second moment of a layer's inputs, `moment` (columns, columns), damped, and what is derived from it."""
+
+    def __init__(self, moment: Floats, damping: float = DAMPING) -> None:
+        self.h = moment.astype(np.float32)
+        diagonal = self.h.diagonal().astype(np.float64)
+        self.h[np.diag_indices(len(self.h))] += np.float32(max(damping * diagonal.mean(), 1e-12))
+        self.importance: npt.NDArray[np.float64] = self.h.diagonal().astype(np.float64)
+        self.order = np.argsort(-self.importance, kind="stable")
+        self._factor: Floats | None = None
+
+    @property
+    def factor(self) -> Floats:
+        """Upper Cholesky factor of the inverse of H, in rounding order."""
+        if self._factor is None:
+            # The inverse's upper factor comes from a factor of H read backwards, without forming the inverse.
+            backwards = self.h[np.ix_(self.order, self.order)][::-1, ::-1].astype(np.float64)
+            lower = scipy.linalg.cholesky(backwards, lower=True, overwrite_a=True, check_finite=False)
+            identity = np.eye(len(lower))
+            inverse = scipy.linalg.solve_triangular(
+                lower, identity, lower=True, overwrite_b=True, check_finite=False
+            )
+            self._factor = np.ascontiguousarray(inverse[::-1, ::-1], dtype=np.float32)
+        return self._factor
+
+
+@compiled
+def _nearest(table, value):
+    low, high = 0, len(table) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if value > (table[middle] + table[middle + 1]) * np.float32(0.5):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def _round_batch(work, errors, factor, order, start, tables, group, width, first, out):
+    """Round columns `start` onwards of `work` (rows, columns in order) into `out` (rows, columns)."""
+    count = errors.shape[1]
+    for row in range(work.shape[0]):
+        mine = tables[(first + row) // group]
+        for i in range(count):
+            column = order[start + i]
+            table = mine[column // width]
+            index = _nearest(table, work[row, start + i])
+            out[row, column] = index
+            error = (work[row, start + i] - table[index]) / factor[start + i, start + i]
+            errors[row, i] = error
+            for k in range(i + 1, count):
+                work[row, start + k] -= error * factor[start + i, start + k]
+
+
+@compiled
+def _descend(weight, residual, h, tables, group, width, first, sweeps, out):
+    """`residual` (rows, columns) is (w - q) H; indices in `out` are changed in place."""
+    columns = weight.shape[1]
+    for row in range(weight.shape[0]):
+        mine = tables[(first + row) // group]
+        for _ in range(sweeps):
+            moved = False
+            for column in range(columns):
+                table = mine[column // width]
+                now = table[out[row, column]]
+                index = _nearest(table, now + residual[row, column] / h[column, column])
+                if index != out[row, column]:
+                    step = table[index] - now
+                    out[row, column] = index
+                    for k in range(columns):
+                        residual[row, k] -= step * h[column, k]
+                    moved = True
+            if not moved:
+                break
+
+
+@compiled
+def _gather(tables, indices, group, width, out):
+    for row in range(indices.shape[0]):
+        for column in range(indices.shape[1]):
+            out[row, column] = tables[row // group, column // width, indices[row, column]]
+
+
+@compiled
+def _normal_equations(indices, h, target, left, right):
+    """Sums over a group's rows of A'HA and A'Hw, where A (columns, entries) marks each column's entry."""
+    columns = indices.shape[1]
+    for row in range(indices.shape[0]):
+        for column in range(columns):
+            index = indices[row, column]
+            right[index] += target[row, column]
+            for k in range(columns):
+                left[index, indices[row, k]] += h[column, k]
+
+
+def _each(rows: int, multiple: int, job: Callable[[int, int], None]) -> None:
+    """Run `job(start, stop)` over all rows on all cores, in pieces of a multiple of `multiple` rows."""
+    step = max(-(-rows // (4 * threads()) // multiple), 1) * multiple
+    with ThreadPoolExecutor(threads()) as pool:
+        for done in [pool.submit(job, start, min(start + step, rows)) for start in range(0, rows, step)]:
+            done.result()
+
+
+def decoded(tables: Floats, indices: Indices, group: int, width: int) -> Floats:
+    """The values (rows, columns) that indices stand for."""
+    out = np.empty(indices.shape, np.float32)
+    _gather(tables, indices, group, width, out)
+    return out
+
+
+def compensate(weight: Floats, inputs: Inputs, tables: Floats, group: int, width: int) -> Indices:
+    """Indices (rows, columns) of a weight into `tables` (rows / group, columns / width, entries), float32, rising."""
+    factor, order = inputs.factor, inputs.order
+    work = np.ascontiguousarray(weight[:, order])
+    out = np.empty(weight.shape, np.uint8)
+    for start in range(0, weight.shape[1], _BATCH):
+        stop = min(start + _BATCH, weight.shape[1])
+        errors = np.empty((len(weight), stop - start), np.float32)
+
+        def job(first: int, last: int, start: int = start, errors: Floats = errors) -> None:
+            rows = slice(first, last)
+            _round_batch(
+                work[rows], errors[rows], factor, order, start, tables, group, width, first, out[rows]
+            )
+
+        _each(len(weight), 1, job)
+        work[:, stop:] -= errors @ factor[start:stop, stop:]
+    return out
+
+
+def descend(
+    weight: Floats, inputs: Inputs, tables: Floats, group: int, width: int, out: Indices, sweeps: int = 4
+) -> None:
+    """Improve indices in place until no single change helps, or `sweeps` times over."""
+    residual = (weight - decoded(tables, out, group, width)) @ inputs.h
+
+    def job(first: int, last: int) -> None:
+        rows = slice(first, last)
+        _descend(weight[rows], residual[rows], inputs.h, tables, group, width, first, sweeps, out[rows])
+
+    _each(len(weight), 1, job)
+
+
+def refit(
+    weight: Floats, inputs: Inputs, tables: Floats, group: int, indices: Indices
+) -> tuple[Floats, Indices]:
+    """Best tables (groups, 1, entries) for given indices, rising and as FP16 holds them, with the indices renumbered."""
+    entries = tables.shape[2]
+    made, target = tables.copy(), (weight @ inputs.h).astype(np.float32)
+    numbers = indices.copy()
+
+    def job(first: int, last: int) -> None:
+        for start in range(first, last, group):
+            rows = slice(start, start + group)
+            left, right = np.zeros((entries, entries)), np.zeros(entries)
+            _normal_equations(indices[rows], inputs.h, target[rows], left, right)
+            used = np.flatnonzero(left.diagonal())
+            best = made[start // group, 0].astype(np.float64)
+            ridge = 1e-6 * left.diagonal()[used].mean() * np.eye(len(used))
+            best[used] = scipy.linalg.solve(
+                left[np.ix_(used, used)] + ridge, right[used] + ridge @ best[used], assume_a="pos"
+            )
+            ranked = np.argsort(best, kind="stable")
+            made[start // group, 0] = best[ranked].astype(np.float16)
+            numbers[rows] = np.argsort(ranked, kind="stable").astype(np.uint8)[indices[rows]]
+
+    _each(len(weight), group, job)
+    return made, numbers
+
+
+def error(weight: Floats, values: Floats, inputs: Inputs) -> float:
+    """Sum over the rows of e'He, relative to w'Hw."""
+    missed = weight - values
+    top = float(np.einsum("rc,rc->", missed @ inputs.h, missed, dtype=np.float64))
+    return top / float(np.einsum("rc,rc->", weight @ inputs.h, weight, dtype=np.float64))
