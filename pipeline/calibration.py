@@ -22,8 +22,8 @@ from pipeline.files import read_json
 from pipeline.texts import articles, data_file, parity_texts
 
 _SIGNS = list("!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~0123456789 ")
-_ARTICLES = 100  # of each language
-_MADE = 150  # of each kind
+_ARTICLES = 50  # of each language
+_MADE = 80  # of each kind
 ALL_PARITY = 1 << 20  # more parity texts than there are
 
 
@@ -47,8 +47,8 @@ def _made(tokenizer: FastTokenizer) -> Iterator[str]:
 
     for _ in range(_MADE):
         yield words(int(rng.integers(1, 24)))
-        yield (words(1) + " ") * int(rng.integers(2, 250))
-        yield (words(int(rng.integers(2, 6))) + " ") * int(rng.integers(2, 50))
+        yield (words(1) + " ") * int(rng.integers(2, 100))
+        yield (words(int(rng.integers(2, 6))) + " ") * int(rng.integers(2, 30))
         yield "".join(rng.choice(_SIGNS, size=int(rng.integers(1, 40))))
 
 
