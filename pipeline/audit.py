@@ -301,7 +301,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def audit(where: places.Places, model: str, variant: params.Variant, report: Path) -> dict[str, Any]:
     """Compare, write the report, then raise `PipelineError` if anything is wrong."""
-    records, problems = audit_packages(where, variant)
+    records, problems = audit_packages(where, variant, compensated=variant.calibrated)
     result = {
         "model": model,
         "variant": variant.name,
