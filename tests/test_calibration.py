@@ -17,7 +17,8 @@ from pipeline.calibrate import batches, calibrate, measure
 from pipeline.calibration import ALL_PARITY, Calibration, calibration_texts
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
-from pipeline.params import Scheme
+from pipeline.labelled import labelled_texts
+from pipeline.params import Retrieval, Scheme
 from pipeline.texts import parity_texts
 from pipeline.trace import open_source, trace
 
@@ -87,12 +88,13 @@ def test_nothing_to_calibrate_on_is_refused(tokens, said):
         batches(tokens)
 
 
-def test_calibration_texts_are_many_different_and_no_parity_texts(tiny_checkpoint):
+def test_calibration_texts_are_many_different_and_nothing_that_is_judged(tiny_checkpoint):
     tokenizer = Tokenizer.from_file(str(tiny_checkpoint() / "tokenizer.json"))
     texts = calibration_texts(tokenizer)
 
     assert len(set(texts)) == len(texts) > 500
-    assert not set(texts) & set(parity_texts(ALL_PARITY)["text"])
+    judged = {row["text"] for row in parity_texts(ALL_PARITY) + labelled_texts(Retrieval(), {})}
+    assert not set(texts) & judged
     assert texts == calibration_texts(tokenizer)
 
 
