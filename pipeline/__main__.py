@@ -133,7 +133,7 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
                 raise
             failures.append(str(error))
         measured = where.root / "reports" / "benchmark" / f"{variant.name}.json"
-        total = benchmark(where, entry.name, variant.name, measured)["bytes"]
+        total = benchmark(where, entry.name, variant, measured, measured.with_suffix(".raw.json"))["bytes"]
         figures[variant.name] = {"min_cosine": read_json(parity)["min_cosine"], "bytes": total}
         reports[variant.name] = (parity, measured)
     if not failures:
