@@ -12,9 +12,10 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from corembed import batching, engines, release
+from corembed import batching, download, engines, machine
+from corembed import source as origin
 from corembed.errors import TextError, TruncationError, VectorError
-from corembed.release import Function, Package, Release, ReleaseError
+from corembed.release import Function, Package, Release
 from corembed.tokenizer import TextTokenizer, Tokenized, Tokens
 
 Vectors = npt.NDArray[np.float32]
@@ -42,11 +43,11 @@ class Options(TypedDict, total=False):
 class Embedder:
     """Embeds texts with one variant of a release. Threads may share it.
 
-    `release` is its record, `folder` where it lies, `package` the variant and layout in use, `engine` what runs it.
+    `release` is its record, `folder` where it lies, `engine` what runs it.
     """
 
-    def __init__(self, record: Release, folder: Path, package: Package, engine: engines.Engine) -> None:
-        self.release, self.folder, self.package, self.engine = record, folder, package, engine
+    def __init__(self, record: Release, folder: Path, engine: engines.Engine) -> None:
+        self.release, self.folder, self.engine = record, folder, engine
         self.tokenizer = TextTokenizer(folder / "tokenizer.json", record.tokenizer)
 
     @classmethod
@@ -56,25 +57,46 @@ class Embedder:
         revision: str | None = None,
         variant: str | None = None,
         engine: str | None = None,
-        compute_units: str = "CPU_AND_NE",
+        compute_units: str | None = None,
         layout: str | None = None,
+        *,
+        source: str | Path | None = None,
+        token: str | None = None,
     ) -> Self:
-        """Load a release folder, or a Hub repository at a revision (tag or commit).
+        """Load a release folder, or a Hub repository at a revision (tag, branch or commit).
 
-        Only the files of the variant and layout are fetched, named one by one. `variant` defaults to the first
-        of the release; `engine` to Core ML; `compute_units` is one of Core ML's (`ALL`, `CPU_AND_NE`,
-        `CPU_AND_GPU`, `CPU_ONLY`). Raises `ReleaseError` for a release that is incomplete or too new,
-        `EngineError` where nothing can run it.
+        Only the files of the variant and layout that will run are fetched, named one by one, and checked against
+        `release.json`: sizes always, SHA-256 on first use.
+
+        `variant` defaults to the first of the release. `engine` (or `COREMBED_ENGINE`) is `coreml`, `mlx`,
+        `sentence-transformers` or `milrun`; by default the first of the first three that can run here, and
+        `embedder.engine.reason` says why. The second and third run the release's source checkpoint (`source`: its
+        folder, if it cannot be fetched) with the release's recipe. `compute_units` is one of Core ML's (`ALL`,
+        `CPU_AND_NE`, `CPU_AND_GPU`, `CPU_ONLY`); `layout` is `parts` or `single`; both are chosen by chip and
+        macOS version if not given. `token` is for a private repository; the Hub's own login serves too.
+
+        Raises `ReleaseError` for a release that is incomplete, damaged or too new, `EngineError` where nothing can
+        run it.
         """
-        folder = Path(folder_or_repo)
-        if not folder.is_dir():
-            folder = _fetch(str(folder_or_repo), revision, variant, layout)
-        record = release.read(folder)
-        package = record.package(variant, layout)
-        paths = [folder / release.confined(path) for path in package.paths]
-        if missing := [path for path in paths if not path.is_dir()]:
-            raise ReleaseError(f"{missing[0]} is missing: fetch the release again with this variant")
-        return cls(record, folder, package, engines.make(engine, paths, compute_units))
+        located = download.locate(folder_or_repo, revision, token)
+        record = located.record
+        record.package(variant, layout)  # refuse an unknown variant before anything is fetched for it
+        located.basics()
+        request = engines.Request(
+            release=record,
+            machine=machine.here(),
+            variant=variant,
+            layout=layout,
+            compute_units=compute_units,
+            packages=located.packages,
+            source=lambda: origin.fetch(record, source, token),
+        )
+        return cls(record, located.folder, engines.choose(engine, request))
+
+    @property
+    def package(self) -> Package | None:
+        """The variant and layout in use; None where the engine runs the source model."""
+        return self.engine.package
 
     @property
     def dimension(self) -> int:
@@ -101,9 +123,10 @@ class Embedder:
         return min((f for f in self.functions if f.length >= tokens), key=lambda f: (f.length, f.batch))
 
     def __repr__(self) -> str:
+        used = f"{self.package.variant} ({self.package.layout})" if self.package else "source model"
         return (
-            f"Embedder({self.release.model} {self.release.version}, {self.package.variant} "
-            f"({self.package.layout}), {self.dimension} dimensions, engine {self.engine.name})"
+            f"Embedder({self.release.model} {self.release.version}, {used}, {self.dimension} dimensions, "
+            f"engine {self.engine.name})"
         )
 
     def encode(
@@ -318,14 +341,3 @@ def _progress(texts: Iterable[str], *, show: bool) -> Any:
 
     total = len(texts) if isinstance(texts, Sized) else None
     return tqdm(total=total, desc="embed", unit="text", disable=not show)
-
-
-def _fetch(repo: str, revision: str | None, variant: str | None, layout: str | None) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download  # noqa: PLC0415
-
-    record = release.parse(
-        Path(hf_hub_download(repo, release.FILE, revision=revision)).read_text(encoding="utf-8")
-    )
-    package = record.package(variant, layout)
-    wanted = [f for f in record.files if any(f.startswith(p + "/") for p in package.paths) or "/" not in f]
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, release.FILE]))

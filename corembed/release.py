@@ -129,6 +129,11 @@ class Release:
             f"{self.model} has no variant {variant!r} in layout {layout or 'any'!r}; it has {there}"
         )
 
+    def digest(self, path: str) -> str:
+        """A package's SHA-256, hex: over the names and hashes of its files, sorted."""
+        files = {name.removeprefix(f"{path}/"): f.sha256 for name, f in self.files.items() if name.startswith(f"{path}/")}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two spaces, a final newline."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
