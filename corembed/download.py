@@ -42,7 +42,13 @@ class Located:
 
     def basics(self) -> None:
         """Have what every engine needs: tokenizer and configuration."""
-        self.require({name: file for name, file in self.record.files.items() if name.endswith(".json") and "/" not in name})
+        self.require(
+            {
+                name: file
+                for name, file in self.record.files.items()
+                if name.endswith(".json") and "/" not in name
+            }
+        )
 
     def packages(self, package: Package) -> list[Path]:
         """The folders of one variant in one layout."""
@@ -91,7 +97,9 @@ def _commit(repo: str, revision: str, refs: Path, token: str | None) -> str:
     seen = note.read_text(encoding="utf-8") if note.is_file() else None
     if places.offline():
         if seen is None:
-            raise ReleaseError(f"{repo}@{revision}: offline, and never fetched before; fetch it once with a network")
+            raise ReleaseError(
+                f"{repo}@{revision}: offline, and never fetched before; fetch it once with a network"
+            )
         return seen
     from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
 
@@ -136,7 +144,9 @@ def ensure(repo: str, commit: str, folder: Path, files: Mapping[str, File], toke
 def _refuse_offline(what: str, names: list[str]) -> None:
     if places.offline():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise ReleaseError(f"{what}: offline, and {names[0]}{more} not in the cache; fetch it once with a network")
+        raise ReleaseError(
+            f"{what}: offline, and {names[0]}{more} not in the cache; fetch it once with a network"
+        )
 
 
 def _get(repo: str, commit: str, name: str, folder: Path, token: str | None) -> None:
@@ -162,7 +172,9 @@ def _ask(repo: str, revision: str, question: Any) -> Any:
     try:
         return question()
     except errors.GatedRepoError as error:
-        raise ReleaseError(f"{repo}: access must be asked for on its page, with the account of your token") from error
+        raise ReleaseError(
+            f"{repo}: access must be asked for on its page, with the account of your token"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ReleaseError(f"{repo}: no such repository, or not visible to your token") from error
     except errors.RevisionNotFoundError as error:
@@ -170,8 +182,12 @@ def _ask(repo: str, revision: str, question: Any) -> Any:
     except errors.LocalEntryNotFoundError as error:
         raise _UnreachableError(f"{repo}: the Hub could not be reached; try again") from error
     except errors.EntryNotFoundError as error:
-        raise ReleaseError(f"{repo}@{revision}: a file of it is not there; it is not a corembed release") from error
-    except Exception as error:  # which HTTP client the library uses has changed twice; all else here is the network's
+        raise ReleaseError(
+            f"{repo}@{revision}: a file of it is not there; it is not a corembed release"
+        ) from error
+    except (
+        Exception
+    ) as error:  # which HTTP client the library uses has changed twice; all else here is the network's
         raise _UnreachableError(
             f"{repo}@{revision}: the download stopped ({type(error).__name__}: {error}); call again to continue it"
         ) from error

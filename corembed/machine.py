@@ -45,7 +45,7 @@ class Machine:
 
 @functools.cache
 def here() -> Machine:
-    """This machine."""
+    """The machine that runs us."""
     system, architecture = platform.system(), platform.machine()
     if system != "Darwin":
         return Machine(system, architecture, platform.release())
@@ -56,5 +56,6 @@ def here() -> Machine:
 
 
 def _sysctl(name: str) -> str:
-    done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=True)
+    command = ["/usr/sbin/sysctl", "-n", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  # names of ours
     return done.stdout.strip()

@@ -131,7 +131,11 @@ class Release:
 
     def digest(self, path: str) -> str:
         """A package's SHA-256, hex: over the names and hashes of its files, sorted."""
-        files = {name.removeprefix(f"{path}/"): f.sha256 for name, f in self.files.items() if name.startswith(f"{path}/")}
+        files = {
+            name.removeprefix(f"{path}/"): f.sha256
+            for name, f in self.files.items()
+            if name.startswith(f"{path}/")
+        }
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

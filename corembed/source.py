@@ -9,7 +9,7 @@ import importlib.metadata
 from pathlib import Path
 
 from corembed import download, places, trust
-from corembed.errors import EngineError
+from corembed.errors import EngineError, ReleaseError
 from corembed.release import Release
 
 
@@ -48,7 +48,7 @@ def _hub(release: Release, repo: str, token: str | None) -> Path:
     folder = places.cache() / "sources" / repo.replace("/", "--") / commit
     try:
         download.ensure(repo, commit, folder, release.source.files, token)
-    except download.ReleaseError as error:
+    except ReleaseError as error:
         raise EngineError(f"its source cannot be had: {error}") from error
     return folder
 

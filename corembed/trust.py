@@ -16,10 +16,16 @@ from pathlib import Path
 from corembed import places
 from corembed.release import File
 
+Seen = list[int | str]
+
 
 def problems(folder: Path, files: Mapping[str, File]) -> dict[str, str]:
     """Compare files of a folder with what is expected of them; for each that differs, what is wrong with it."""
-    note = places.cache() / "verified" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]}.json"
+    note = (
+        places.cache()
+        / "verified"
+        / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]}.json"
+    )
     known = _read(note)
     found: dict[str, str] = {}
     fresh = dict(known)
@@ -36,7 +42,7 @@ def problems(folder: Path, files: Mapping[str, File]) -> dict[str, str]:
         if status.st_size != expected.bytes:
             found[name] = f"{status.st_size} bytes, expected {expected.bytes}"
             continue
-        seen = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, expected.sha256]
+        seen: Seen = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, expected.sha256]
         if known.get(name) == seen:
             continue
         digest = sha256(path)
@@ -63,15 +69,15 @@ def _outside(folder: Path, path: Path) -> str | None:
     return None
 
 
-def _read(note: Path) -> dict[str, list[int | str]]:
+def _read(note: Path) -> dict[str, Seen]:
     try:
-        known: dict[str, list[int | str]] = json.loads(note.read_text(encoding="utf-8"))
+        known: dict[str, Seen] = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there yet, or cut short: everything is hashed again
         return {}
     return known
 
 
-def _write(note: Path, known: Mapping[str, list[int | str]]) -> None:
+def _write(note: Path, known: Mapping[str, Seen]) -> None:
     note.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=note.parent)
     with os.fdopen(handle, "w", encoding="utf-8") as opened:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,15 @@ from transformers import AutoConfig, AutoModel
 from corembed.release import Function
 
 Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def corembed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("COREMBED_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

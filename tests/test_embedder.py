@@ -17,7 +17,6 @@ from sentence_transformers.util import cos_sim
 
 from corembed import Embedder
 from corembed import embedder as module
-from corembed.engines import EngineError
 from corembed.errors import CorembedError, TextError, TruncationError, VectorError
 
 PROMPTS = {"query": "find: ", "passage": "text: ", "own": "mine: "}
@@ -47,7 +46,7 @@ def prompted(tiny_release, tmp_path_factory):
 class Constant:
     """An engine whose every row is the same; `calls` counts."""
 
-    name, functions = "constant", None
+    name, functions, package = "constant", None, None
 
     def __init__(self, row):
         self.row, self.calls = np.asarray(row, np.float32), []
@@ -297,8 +296,3 @@ def test_options_are_those_of_encode():
     parameters = set(inspect.signature(Embedder.encode).parameters) - {"self", "texts"}
 
     assert parameters == set(module.Options.__annotations__)
-
-
-def test_an_unknown_engine_names_those_there(tiny_release):
-    with pytest.raises(EngineError, match="coreml and milrun"):
-        Embedder.from_pretrained(tiny_release, engine="onnx")

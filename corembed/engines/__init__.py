@@ -67,7 +67,7 @@ def choose(name: str | None, request: Request) -> Engine:
         passed.append(f"{candidate} ({why})")
     raise EngineError(
         f"nothing here can run {request.release.model}: {'; '.join(passed)}. Where torch is installed, "
-        'engine="milrun" runs the packages themselves (pip install \'corembed[emulator]\')'
+        "engine=\"milrun\" runs the packages themselves (pip install 'corembed[emulator]')"
     )
 
 

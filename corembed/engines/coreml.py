@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from corembed.engines.base import Request
-from corembed.engines.packages import Array, PackageEngine, Predict
+from corembed.engines.packages import PackageEngine, Predict
 from corembed.errors import EngineError, ReleaseError
 from corembed.machine import Machine
 from corembed.release import Function, Package, Release
@@ -109,9 +109,7 @@ def make(request: Request) -> PackageEngine:
     units = units_of(request.machine, release, request.variant, request.compute_units)
     package = choose_package(request.machine, release, request.variant, request.layout, units)
     folders = request.packages(package)
-    digests = {
-        folder: release.digest(path) for folder, path in zip(folders, package.paths, strict=True)
-    }
+    digests = {folder: release.digest(path) for folder, path in zip(folders, package.paths, strict=True)}
     engine = of(folders, units, digests, request.machine.build)
     engine.package = package
     return engine

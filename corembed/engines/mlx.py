@@ -59,7 +59,11 @@ class MlxEngine:
     package: Package | None = None
 
     def __init__(
-        self, encoder: Any, recipe: Recipe, dense: list[tuple[dict[str, Any], str]], functions: tuple[Function, ...]
+        self,
+        encoder: Any,
+        recipe: Recipe,
+        dense: list[tuple[dict[str, Any], str]],
+        functions: tuple[Function, ...],
     ) -> None:
         self.functions: tuple[Function, ...] | None = functions
         self._encoder, self._recipe, self._dense = encoder, recipe, dense

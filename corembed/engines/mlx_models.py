@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from corembed.errors import EngineError
 
@@ -19,25 +19,28 @@ Tensors = Mapping[str, Any]
 Encoder = Callable[[Any, Any], Any]
 
 MASKED = -1e4
-_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "identity": lambda x: x,
-    "tanh": mx.tanh,
-    "gelu": nn.gelu,
-    "relu": nn.relu,
-    "sigmoid": mx.sigmoid,
-    "silu": nn.silu,
-    "gelu_new": nn.gelu_approx,
+_ACTIVATIONS = {
+    "tanh": "tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+    "gelu_new": "gelu_approx",
 }
+"""Names in configurations and recipes to those of `mlx.nn`."""
 
 
 def encoder(config: Mapping[str, Any], tensors: Tensors) -> Encoder:
     """The encoder of a `config.json`; `EngineError` where its model or one of its settings is not implemented."""
     kind = config.get("model_type")
-    makers = {"bert": Bert, "llama": Decoder, "qwen3": Decoder}
-    if kind not in makers:
+    makers: dict[str, Callable[[Mapping[str, Any], Tensors], Encoder]] = {
+        "bert": Bert,
+        "llama": Decoder,
+        "qwen3": Decoder,
+    }
+    if not isinstance(kind, str) or kind not in makers:
         raise EngineError(f"model type {kind!r} is not implemented in MLX here; {', '.join(makers)} are")
-    made: Encoder = makers[kind](config, _without_prefix(tensors))
-    return made
+    return makers[kind](config, _without_prefix(tensors))
 
 
 def _without_prefix(tensors: Tensors) -> dict[str, Any]:
@@ -63,13 +66,18 @@ def _merge(x: Any) -> Any:
 def _require(config: Mapping[str, Any], **allowed: Any) -> None:
     for name, value in allowed.items():
         if config.get(name, value) not in {value, None}:
-            raise EngineError(f"config.json: {name}={config[name]!r} is not implemented in MLX here, only {value!r}")
+            raise EngineError(
+                f"config.json: {name}={config[name]!r} is not implemented in MLX here, only {value!r}"
+            )
 
 
 def _activation(name: str) -> Callable[[Any], Any]:
+    if name == "identity":
+        return lambda x: x
     if name not in _ACTIVATIONS:
         raise EngineError(f"activation {name!r} is not implemented in MLX here")
-    return _ACTIVATIONS[name]
+    function: Callable[[Any], Any] = getattr(nn, _ACTIVATIONS[name])
+    return function
 
 
 class Bert:
@@ -82,7 +90,10 @@ class Bert:
             config["num_hidden_layers"],
             config["num_attention_heads"],
         )
-        self.eps, self.act = config.get("layer_norm_eps", 1e-12), _activation(config.get("hidden_act", "gelu"))
+        self.eps, self.act = (
+            config.get("layer_norm_eps", 1e-12),
+            _activation(config.get("hidden_act", "gelu")),
+        )
 
     def __call__(self, ids: Any, mask: Any) -> Any:
         """Ids and mask to hidden states."""
@@ -102,11 +113,13 @@ class Bert:
     def _layer(self, x: Any, mask: Any, name: str) -> Any:
         t = self.tensors
         q, k, v = (
-            _split(_linear(x, t, f"{name}.attention.self.{part}"), self.heads) for part in ("query", "key", "value")
+            _split(_linear(x, t, f"{name}.attention.self.{part}"), self.heads)
+            for part in ("query", "key", "value")
         )
         mixed = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         x = self._norm(
-            x + _linear(_merge(mixed), t, f"{name}.attention.output.dense"), f"{name}.attention.output.LayerNorm"
+            x + _linear(_merge(mixed), t, f"{name}.attention.output.dense"),
+            f"{name}.attention.output.LayerNorm",
         )
         inner = self.act(_linear(x, t, f"{name}.intermediate.dense"))
         return self._norm(x + _linear(inner, t, f"{name}.output.dense"), f"{name}.output.LayerNorm")
@@ -122,7 +135,9 @@ class Decoder:
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise EngineError(f"config.json: rotary positions of type {kind!r} are not implemented in MLX here")
+            raise EngineError(
+                f"config.json: rotary positions of type {kind!r} are not implemented in MLX here"
+            )
         _require(config, use_sliding_window=False, pretraining_tp=1)
         self.tensors, self.layers = tensors, config["num_hidden_layers"]
         self.heads, self.groups = config["num_attention_heads"], config["num_key_value_heads"]
@@ -151,12 +166,16 @@ class Decoder:
         t, attention = self.tensors, f"{name}.self_attn"
         inner = self._norm(x, f"{name}.input_layernorm")
         q = self._rotated(_split(_linear(inner, t, f"{attention}.q_proj"), self.heads), f"{attention}.q_norm")
-        k = self._rotated(_split(_linear(inner, t, f"{attention}.k_proj"), self.groups), f"{attention}.k_norm")
+        k = self._rotated(
+            _split(_linear(inner, t, f"{attention}.k_proj"), self.groups), f"{attention}.k_norm"
+        )
         v = _split(_linear(inner, t, f"{attention}.v_proj"), self.groups)
         mixed = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         x = x + _linear(_merge(mixed), t, f"{attention}.o_proj")
         inner = self._norm(x, f"{name}.post_attention_layernorm")
-        gated = self.act(_linear(inner, t, f"{name}.mlp.gate_proj")) * _linear(inner, t, f"{name}.mlp.up_proj")
+        gated = self.act(_linear(inner, t, f"{name}.mlp.gate_proj")) * _linear(
+            inner, t, f"{name}.mlp.up_proj"
+        )
         return x + _linear(gated, t, f"{name}.mlp.down_proj")
 
 

@@ -39,18 +39,19 @@ def make(request: Request) -> SourceEngine:
     """Load the source checkpoint, on Apple's GPU where there is one, else in FP32 on the CPU."""
     folder = request.source()
     import torch  # noqa: PLC0415  # heavy
-    from sentence_transformers import SentenceTransformer, models  # noqa: PLC0415  # heavy
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  # heavy
+    from sentence_transformers.sentence_transformer import modules as parts  # noqa: PLC0415  # heavy
 
     recipe, gpu = request.release.recipe, torch.backends.mps.is_available()
-    transformer = models.Transformer(
+    transformer = parts.Transformer(
         str(folder),
         model_kwargs={"dtype": "auto" if gpu else torch.float32, "local_files_only": True},
     )
     modules: list[Any] = [
         transformer,
-        models.Pooling(transformer.get_embedding_dimension(), pooling_mode=recipe.pooling),
-        *(models.Dense.load(str(folder / dense.path)) for dense in recipe.dense),
-        *([models.Normalize()] if recipe.normalize else []),
+        parts.Pooling(transformer.get_embedding_dimension(), pooling_mode=recipe.pooling),
+        *(parts.Dense.load(str(folder / dense.path)) for dense in recipe.dense),
+        *([parts.Normalize()] if recipe.normalize else []),
     ]
     model = SentenceTransformer(modules=modules, device="mps" if gpu else "cpu").eval()
     return SourceEngine(model, shapes(request.release.tokenizer.max_length))
