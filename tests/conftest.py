@@ -12,7 +12,7 @@ import torch
 from helpers import CHAIN, TINY, build_release, minilm, write_modules
 from transformers import AutoConfig, AutoModel
 
-from corembed.release import Function
+from pipeline import trace
 
 Checkpoint = Callable[..., Path]
 
@@ -62,14 +62,8 @@ def batched_release(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPa
     """A release with two buckets, each with a function of one row and one of four."""
     out = tmp_path_factory.mktemp("release") / "batched"
 
-    def functions(max_lengths: tuple[int, ...]) -> tuple[Function, ...]:
-        return tuple(
-            Function(f"length_{n}" + (f"_batch_{b}" if b > 1 else ""), b, n)
-            for n in max_lengths
-            for b in (1, 4)
-        )
-
+    plain = trace.functions
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.trace.functions", functions)
+        patch.setattr(trace, "functions", lambda lengths, _batches: plain(lengths, (1, 4)))
         build_release(f"path:{tiny_checkpoint()}", "--out", out, "--max-length", 16, 64, "--variant", "fp16")
     return out

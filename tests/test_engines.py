@@ -96,8 +96,9 @@ def test_the_releases_recipe_holds_not_the_checkpoints(tiny_checkpoint, tiny_rel
 
 
 @pytest.mark.parametrize("engine", ["mlx", "sentence-transformers"])
-def test_a_fallback_in_threads_and_in_any_order(minilm_release, engine):
-    embedder = Embedder.from_pretrained(minilm_release, engine=engine, source=minilm())
+def test_a_fallback_in_threads_and_in_any_order(tiny_checkpoint, tiny_release, tmp_path, engine):
+    folder = source_release(tiny_release, tiny_checkpoint(), tmp_path / "r")
+    embedder = Embedder.from_pretrained(folder, engine=engine, source=tiny_checkpoint())
     texts = [f"text {i}" for i in range(32)]
     expected = embedder.encode(texts, batch_size=4)
 
