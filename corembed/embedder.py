@@ -15,7 +15,7 @@ import numpy.typing as npt
 from corembed import batching, download, engines, machine
 from corembed import source as origin
 from corembed.errors import TextError, TruncationError, VectorError
-from corembed.release import Function, Package, Release
+from corembed.release import Function, Release
 from corembed.tokenizer import TextTokenizer, Tokenized, Tokens
 
 Vectors = npt.NDArray[np.float32]
@@ -43,11 +43,12 @@ class Options(TypedDict, total=False):
 class Embedder:
     """Embeds texts with one variant of a release. Threads may share it.
 
-    `release` is its record, `folder` where it lies, `engine` what runs it.
+    `release` is its record, `folder` where it lies, `engine` what runs it, `package` the variant and layout in use
+    (None where the engine runs the source model).
     """
 
     def __init__(self, record: Release, folder: Path, engine: engines.Engine) -> None:
-        self.release, self.folder, self.engine = record, folder, engine
+        self.release, self.folder, self.engine, self.package = record, folder, engine, engine.package
         self.tokenizer = TextTokenizer(folder / "tokenizer.json", record.tokenizer)
 
     @classmethod
@@ -94,14 +95,14 @@ class Embedder:
         return cls(record, located.folder, engines.choose(engine, request))
 
     @property
-    def package(self) -> Package | None:
-        """The variant and layout in use; None where the engine runs the source model."""
-        return self.engine.package
-
-    @property
     def dimension(self) -> int:
         """Width of a vector."""
         return self.release.dimension
+
+    @property
+    def variant(self) -> str:
+        """The variant in use; `source` where the engine runs the source model."""
+        return self.package.variant if self.package else "source"
 
     @property
     def max_length(self) -> int:

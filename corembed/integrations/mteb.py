@@ -58,7 +58,7 @@ def _meta(embedder: Embedder, dimensions: int | None) -> ModelMeta:
     # mteb names results by ORGANISATION/MODEL, and to it a variant is another model.
     return ModelMeta(
         loader=None,
-        name=f"corembed/{record.model}-{embedder.package.variant}",
+        name=f"corembed/{record.model}-{embedder.variant}",
         revision=f"{record.version}-{record.embedding_space}",
         release_date=None,
         languages=None,

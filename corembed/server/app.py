@@ -87,7 +87,7 @@ def _model(embedder: Embedder, name: str) -> dict[str, Any]:
         "owned_by": "corembed",
         "model": record.model,
         "version": record.version,
-        "variant": embedder.package.variant if embedder.package else None,
+        "variant": embedder.variant,
         "dimension": record.dimension,
         "dimensions": sorted({record.dimension, *record.matryoshka_dimensions}),
         "max_tokens": record.tokenizer.max_length,
