@@ -10,12 +10,13 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from types import ModuleType
 
 from corembed.cli.errors import UserError
 from corembed.errors import CorembedError
 
-COMMANDS = ("serve", "verify")
+COMMANDS = ("embed", "serve", "verify")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +40,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code."""
     options = parser().parse_args(arguments)
+
+    def say(message: str) -> None:
+        print(f"corembed {options.command}: {message}", file=sys.stderr)
+
     try:
-        code: int = _module(options.command).run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+            code: int = _module(options.command).run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -49,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, CorembedError, OSError) as error:
-        print(f"corembed {options.command}: {error}", file=sys.stderr)
+        say(str(error))
         return 1
     return code
 
