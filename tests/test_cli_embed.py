@@ -17,7 +17,7 @@ from pyarrow import parquet
 from corembed import Embedder
 from corembed import embedder as loader
 from corembed.__main__ import main
-from corembed.engines import PackageEngine
+from corembed.engines.packages import PackageEngine
 
 TEXTS = ["one", "a longer text about the sea", "", "üñí\u2028code", "one"]
 

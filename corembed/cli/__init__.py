@@ -16,7 +16,7 @@ from types import ModuleType
 from corembed.cli.errors import UserError
 from corembed.errors import CorembedError
 
-COMMANDS = ("embed", "serve", "verify")
+COMMANDS = ("embed", "pull", "info", "verify", "cache", "serve")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -113,7 +113,7 @@ def _about(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": embedder.release.model,
         "version": embedder.release.version,
-        "variant": embedder.package.variant,
+        "variant": embedder.variant,
         "engine": embedder.engine.name,
         "embedding_space": embedder.embedding_space,
         "prompt_name": options.prompt_name,

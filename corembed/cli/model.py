@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from corembed.embedder import Embedder
-
-UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
+from corembed.engines import coreml
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -19,17 +18,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--engine", help="coreml, mlx, sentence-transformers or milrun; the first that runs by default"
     )
-    group.add_argument("--compute-units", choices=UNITS, help="what Core ML may use")
+    group.add_argument("--source", help="folder of the source checkpoint, for engines that run it")
+    group.add_argument("--compute-units", choices=coreml.UNITS, help="what Core ML may use")
 
 
 def load(options: argparse.Namespace) -> Embedder:
     """The embedder they choose."""
-    units = {} if options.compute_units is None else {"compute_units": options.compute_units}
     return Embedder.from_pretrained(
         options.model,
         revision=options.revision,
         variant=options.variant,
         layout=options.layout,
         engine=options.engine,
-        **units,
+        compute_units=options.compute_units,
+        source=options.source,
     )

@@ -57,8 +57,7 @@ class CorembedEmbeddingFunction(EmbeddingFunction[Documents]):
         folder = Path(model)
         self._model = str(folder.resolve()) if folder.is_dir() else str(model)
         self._options: dict[str, Any] = {name: options.get(name) for name in (*LOADING, *OPTIONS)}
-        machine = {"engine": engine, "compute_units": compute_units}
-        self._machine: dict[str, Any] = {name: value for name, value in machine.items() if value is not None}
+        self._machine = {"engine": engine, "compute_units": compute_units}
         self._embedder, self._space = embedder, embedding_space
         self._sides: Sides | None = None
         self._lock = threading.Lock()
