@@ -20,28 +20,40 @@ from sentence_transformers import SentenceTransformer
 from pipeline import params, places, probes, stored
 from pipeline.errors import PipelineError, run
 from pipeline.files import staged_folder
+from pipeline.followed import follow
 from pipeline.labelled import labelled_texts
 from pipeline.texts import parity_texts, prompted_texts
-from pipeline.trace import describe
+from pipeline.trace import describe, recipe_of
+
+OFFLOAD = 6 << 30
+"""Bytes of weight files from which the original is read from disk, layer by layer, each time it runs: in FP32 it
+would take twice that of a bf16 checkpoint."""
 
 
 def open_original(checkpoint: Path, max_length: int) -> SentenceTransformer:
-    """The original in FP32, cutting texts at `max_length` tokens."""
+    """The original in FP32, cutting texts at `max_length` tokens; a large one stays on disk (by accelerate)."""
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    place: dict[str, Any] = {"device_map": {"": "disk"}, "offload_folder": str(checkpoint)}
     model = SentenceTransformer(
-        str(checkpoint), device="cpu", local_files_only=True, model_kwargs={"torch_dtype": torch.float32}
+        str(checkpoint),
+        device="cpu",
+        local_files_only=True,
+        model_kwargs={"torch_dtype": torch.float32} | (place if size > OFFLOAD else {}),
     )
     model.max_seq_length = max_length
     return model
 
 
-def embed(model: SentenceTransformer, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
+def embed(
+    model: SentenceTransformer, rows: Sequence[Mapping[str, Any]], batch: int = 8
+) -> npt.NDArray[np.float32]:
     """Embeddings (n, dimension), float32, of texts with the prompts that their rows name."""
     vectors: list[Any] = [None] * len(rows)
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
         places_ = [i for i, row in enumerate(rows) if row["prompt"] == prompt]
         found = model.encode(
             [rows[i]["text"] for i in places_],
-            batch_size=8,
+            batch_size=batch,
             prompt_name=prompt,
             prompt=None if prompt else "",
             convert_to_numpy=True,
@@ -71,10 +83,13 @@ def reference(entry: params.Model, checkpoint: Path, out: Path) -> None:
         record = describe(entry, checkpoint, partial)
         rows = reference_rows(entry, record["prompts"])
         model = open_original(checkpoint, record["tokenizer"]["max_length"])
+        if entry.recipe:
+            model = follow(model, recipe_of(record), entry.max_lengths)
         for row in rows:
             if row["use"] == "parity":
                 row["ids"] = probes.token_ids(model, row["text"], record["prompts"].get(row["prompt"], ""))
-        vectors = embed(model, rows)
+        alone = record["recipe"]["pooling"] == "mean_all"
+        vectors = embed(model, rows, 1 if alone else 8)
         stored.write(partial, rows, vectors, [probes.probe(model, text) for text in probes.PROBES])
 
 
