@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import params
-from pipeline.assemble import Part, Plan, Traced, package_names, write_package
+from pipeline.assemble import Feed, Part, Plan, Traced, package_names, write_package
 from pipeline.errors import run
 from pipeline.files import write_json
 from pipeline.kept import Kept
@@ -80,10 +80,11 @@ def step_stream(checkpoint: Path, traced: Path, name: str, layout: str) -> dict[
         copied = copy(checkpoint, folder)
         seconds = 0.0
         sizes = []
+        feed = Feed(checkpoint, Kept(folder / "kept"))
         for path, span in zip(package_names(name, layout, len(spans)), spans, strict=True):
             plan = Plan(Part(made, span), variant)
             started = time.monotonic()
-            write_package(plan, checkpoint, Kept(folder / "kept"), folder / path, _METADATA)
+            write_package(plan, feed, folder / path, _METADATA)
             seconds += time.monotonic() - started
             sizes.append(sum(f.stat().st_size for f in (folder / path).rglob("*") if f.is_file()))
     finally:

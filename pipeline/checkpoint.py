@@ -25,6 +25,7 @@ BLOCK = 32 << 20  # bytes of float32 in a block of rows
 HALVES = 2 << 20  # values in a block of FP16: small enough that the allocator uses the same memory again
 _INFINITE = 0x7C00  # the bits of FP16's infinity
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
 _WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER = 100 << 20  # bytes; the safetensors library's own bound
 
@@ -70,12 +71,13 @@ class Checkpoint:
         row = math.prod(tensor.shape[1:])
         count = max(BLOCK // (4 * row) // multiple, 1) * multiple
         for raw in _read(tensor, count * row):
-            values = _float32(raw, tensor.dtype)
-            if not np.isfinite(values).all():
+            values = torch.frombuffer(raw, dtype=_TORCH[tensor.dtype])
+            bits, exponent = _EXPONENT[tensor.dtype]
+            if (np.frombuffer(raw, bits) & exponent).max() == exponent:  # all ones: infinite or NaN
                 raise PipelineError(
                     f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values; the checkpoint is damaged"
                 )
-            yield values.reshape(-1, *tensor.shape[1:])
+            yield values.float().numpy().reshape(-1, *tensor.shape[1:])
 
     def halves(self, tensor: Tensor) -> Iterator[npt.NDArray[np.uint8]]:
         """The bytes of the tensor's values in order, rounded to FP16; one that FP16 cannot hold is an error.
@@ -119,12 +121,6 @@ def _read(tensor: Tensor, count: int) -> Iterator[bytearray]:
             if left:
                 ahead = reader.submit(block, file, min(left, count * width))
             yield raw
-
-
-def _float32(raw: bytearray, dtype: str) -> npt.NDArray[np.float32]:
-    if dtype == "BF16":  # bfloat16 is the upper half of a float32
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
 
 
 def shards(folder: Path) -> list[Path]:

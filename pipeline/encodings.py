@@ -130,7 +130,7 @@ class Linear:
     def stream(self, name: str, read: Read, inputs: Inputs | None = None) -> Pieces:
         """Scales by the least squared error, integers by rounding to nearest, or by `inputs`."""
         for block in read(_ROWS):
-            to_float16(name, block)
+            to_float16(name, np.array([block.min(), block.max()]))  # all must lie in FP16's range
             width = self.block or block.shape[1]
             importance = inputs.importance if inputs else kmeans.evenly(block.shape[1])
             grid = grids.fit(block, self.bits, width, importance, affine=self.affine)
