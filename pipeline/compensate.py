@@ -28,8 +28,11 @@ from pipeline.kmeans import Indices, threads
 
 Floats = npt.NDArray[np.float32]
 
-DAMPING = 0.01
-"""Share of the mean of H's diagonal that is added to it: inputs never seen in calibration keep some weight."""
+DAMPING = 0.03
+"""Share of the mean of H's diagonal that is added to it, so that inputs that calibration hardly saw keep some weight.
+
+With GPTQ's 0.01 the outputs on the calibration texts are 6 % nearer, but single rows move three times as far from the
+weights as rounding would take them, for the sake of directions in which there was next to no input."""
 
 _BATCH = 128  # columns whose updates are made one by one; those behind them follow in one matrix product
 
