@@ -16,7 +16,7 @@ from types import ModuleType
 from corembed.cli.errors import UserError
 from corembed.errors import CorembedError
 
-COMMANDS = ("embed", "pull", "info", "verify", "cache", "serve")
+COMMANDS = ("embed", "search", "serve", "pull", "info", "verify", "cache", "doctor")
 
 
 def parser() -> argparse.ArgumentParser:
