@@ -156,7 +156,6 @@ def _get(repo: str, commit: str, name: str, folder: Path, token: str | None) -> 
     _ask(
         repo,
         commit,
-        # The library's note of an earlier download would make it believe in a file that we found damaged.
         lambda: hf_hub_download(repo, name, revision=commit, local_dir=folder, token=token),
     )
 
@@ -188,6 +187,7 @@ def _ask(repo: str, revision: str, question: Any) -> Any:
     except (
         Exception
     ) as error:  # which HTTP client the library uses has changed twice; all else here is the network's
+        reason = re.sub(r"\?\S*", "?…", str(error).strip().split("\n")[0])  # addresses may carry signatures
         raise _UnreachableError(
-            f"{repo}@{revision}: the download stopped ({type(error).__name__}: {error}); call again to continue it"
+            f"{repo}@{revision}: the download stopped ({type(error).__name__}: {reason}); call again to continue it"
         ) from error

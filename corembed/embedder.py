@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from corembed import batching, download, engines, machine
 from corembed import source as origin
-from corembed.errors import TextError, TruncationError, VectorError
+from corembed.errors import ReleaseError, TextError, TruncationError, VectorError
 from corembed.release import Function, Release
 from corembed.tokenizer import TextTokenizer, Tokenized, Tokens
 
@@ -49,6 +49,12 @@ class Embedder:
 
     def __init__(self, record: Release, folder: Path, engine: engines.Engine) -> None:
         self.release, self.folder, self.engine, self.package = record, folder, engine, engine.package
+        longest = max(f.length for f in self.functions)
+        if longest < record.tokenizer.max_length:
+            raise ReleaseError(
+                f"{record.model} cuts texts at {record.tokenizer.max_length} tokens, but its longest function takes "
+                f"{longest}: the release is inconsistent"
+            )
         self.tokenizer = TextTokenizer(folder / "tokenizer.json", record.tokenizer)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import inspect
 import random
 import subprocess
@@ -15,7 +16,7 @@ from helpers import edited
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 
-from corembed import Embedder
+from corembed import Embedder, ReleaseError, release
 from corembed import embedder as module
 from corembed.errors import CorembedError, TextError, TruncationError, VectorError
 
@@ -289,6 +290,14 @@ def test_progress_is_shown_when_asked_for(embedder, capsys):
     assert capsys.readouterr().err == ""
     embedder.encode(["a", "b"], show_progress=True)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_a_release_whose_texts_do_not_fit_is_refused(tiny_release, tmp_path):
+    tokenizer = dataclasses.asdict(release.read(tiny_release).tokenizer) | {"max_length": 65}
+    folder = edited(tiny_release, tmp_path / "release", tokenizer=tokenizer)
+
+    with pytest.raises(ReleaseError, match="cuts texts at 65 tokens, but its longest function takes 64"):
+        Embedder.from_pretrained(folder, engine="milrun")
 
 
 def test_options_are_those_of_encode():
