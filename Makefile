@@ -39,9 +39,10 @@ types: .venv/installed
 up-to-date: .venv/installed
 	python -m benchmarks.up_to_date all-minilm-l6-v2
 
-# What coremltools' own tests say of milrun: a stated selection, at most 20 minutes; writes reports/conformance.json.
+# What coremltools' own tests say of milrun: a stated selection, at most 20 minutes; writes
+# reports/conformance.json and the list of failures in docs/milrun.md.
 conformance: .venv/installed
-	python -m milrun.testing.conformance --jobs 2
+	python -m milrun.testing.conformance --jobs 2; status=$$?; python -m milrun.testing.failures && exit $$status
 
 # Remove the environment.
 clean:

@@ -1,6 +1,6 @@
 """How much memory does running a large package take?
 
-`python benchmarks/milrun_memory.py [--gib 7.5] [--json FILE]` writes a package of FP16 linear layers
+`python -m benchmarks.milrun_memory [--gib 7.5] [--json FILE]` writes a package of FP16 linear layers
 (their values are zeros: memory doesn't depend on them), then loads and runs it once in a process of its own.
 Prints that process's peak resident memory, in bytes, and the bar: 3 GiB for 7.5 GiB of weights.
 """
@@ -83,7 +83,14 @@ def main() -> int:
         size = next(path.rglob("weight.bin")).stat().st_size
         command = [sys.executable, "-c", _RUN, str(path), str(options.threads), str(WIDTH)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-    result = {"weight_bytes": size, "bar_bytes": BAR, **json.loads(done.stdout.splitlines()[-1])}
+    from milrun.testing.machine import describe  # noqa: PLC0415
+
+    result = {
+        **describe(),
+        "weight_bytes": size,
+        "bar_bytes": BAR,
+        **json.loads(done.stdout.splitlines()[-1]),
+    }
     print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

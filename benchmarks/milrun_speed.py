@@ -1,6 +1,6 @@
 """How long does a forward pass take against the same model in PyTorch eager, at the same threads?
 
-`python benchmarks/milrun_speed.py [--threads 2] [--repeats 10] [--json FILE]` makes three packages from
+`python -m benchmarks.milrun_speed [--threads 2] [--repeats 10] [--json FILE]` makes three packages from
 random weights (a BERT-base encoder at 1 x 128 tokens, and a 4-layer decoder 2,560 wide), each in FP32
 and FP16, and times milrun and PyTorch alternately in one process. Milliseconds are medians.
 
@@ -141,6 +141,7 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     import milrun  # noqa: PLC0415
+    from milrun.testing.machine import describe  # noqa: PLC0415
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -176,7 +177,8 @@ def main() -> int:
                     )  # fmt: skip
                     print(rows[-1], flush=True)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+        report = {**describe(), "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return int(any(row["ratio"] > row["bar"] for row in rows))
 
 

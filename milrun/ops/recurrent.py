@@ -39,6 +39,15 @@ def _order(x: Tensor, direction: str) -> Tensor:
     return x.flip(0) if direction == "reverse" else x
 
 
+def _check_state(name: str, state: Tensor, x: Tensor, hidden: int) -> None:
+    """States are one row an element of the batch; another number of rows would broadcast, or not, by chance."""
+    expected = (x.shape[1], hidden)
+    if x.ndim != 3 or tuple(state.shape) != expected:
+        raise ExecutionError(
+            f"{name} has shape {tuple(state.shape)}; for an input of shape {tuple(x.shape)} it must be {expected}"
+        )
+
+
 @op("rnn")
 def rnn(
     x: Tensor,
@@ -52,6 +61,7 @@ def rnn(
 ) -> tuple[Tensor, Tensor]:
     """`h = activation(W_ih x + W_hh h + b)`."""
     act = _activation(activation)
+    _check_state("initial_h", initial_h, x, weight_hh.shape[1])
     h = initial_h
     projected = _order(x, direction) @ weight_ih.T
     projected = projected if bias is None else projected + bias
@@ -78,6 +88,7 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """Gates in the order reset, output, update; `reset_after` applies the reset to the product."""
     gate, act = _activation(recurrent_activation), _activation(activation)
+    _check_state("initial_h", initial_h, x, weight_hh.shape[1])
     h = initial_h
     wr, wo, wz = weight_hh.chunk(3)
     zero = torch.zeros(weight_hh.shape[0])
@@ -106,6 +117,8 @@ def _lstm_direction(
     gate, cell, act = (_activation(a) for a in activations)
     w_ih, w_hh, bias, peephole = weights
     h, c = state
+    _check_state("initial_h", h, x, w_hh.shape[1])
+    _check_state("initial_c", c, x, w_hh.shape[1])
     pi, pf, po = peephole.chunk(3) if peephole is not None else (None, None, None)
     projected = x @ w_ih.T
     projected = projected if bias is None else projected + bias

@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from milrun.testing.machine import describe
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -232,7 +234,7 @@ def main() -> int:
             chosen = sorted(random.Random(0).sample(chosen, min(options.limit, len(chosen))))  # noqa: S311
         records = run(chosen, options.jobs)
         wall, used = time.monotonic() - started, _cpu_seconds() - cpu
-        report[name] = summarize(suite, chosen, records, wall, used)
+        report[name] = {**summarize(suite, chosen, records, wall, used), "environment": describe()}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", "utf-8")
         rate = report[name]["pass_rate"]
