@@ -120,7 +120,7 @@ def _count_errors(proxy: Any) -> None:
     proxy.compileModel = staticmethod(watched(proxy.compileModel))
 
 
-def _unrounded(desired: Any, rtol: float, atol: float) -> Evidence | None:
+def _unrounded(actual: Any, desired: Any, rtol: float, atol: float) -> Evidence | None:
     """Predict the newest prediction once more, with nothing rounded to FP16."""
     from milrun.errors import MilrunError  # noqa: PLC0415
     from milrun.model import load  # noqa: PLC0415
@@ -132,7 +132,7 @@ def _unrounded(desired: Any, rtol: float, atol: float) -> Evidence | None:
         outputs = load(proxy._source, precision="fp32").predict(data, proxy._function)
     except MilrunError:  # the package is gone: no evidence, and the failure stays one
         return None
-    return of_unrounded(outputs.values(), desired, rtol, atol)
+    return of_unrounded(actual, outputs.values(), desired, rtol, atol)
 
 
 def _watch_comparisons() -> None:
@@ -146,7 +146,9 @@ def _watch_comparisons() -> None:
             original(actual, desired, rtol, atol, *args, **kwargs)
         except AssertionError:
             _comparisons.failed += 1
-            _comparisons.last = of_comparison(actual, desired, rtol, atol) or _unrounded(desired, rtol, atol)
+            _comparisons.last = of_comparison(actual, desired, rtol, atol) or _unrounded(
+                actual, desired, rtol, atol
+            )
             raise
         _comparisons.passed += 1
 

@@ -52,10 +52,22 @@ def test_steps_of_the_last_place_count_across_zero() -> None:
 
 
 def test_a_program_that_would_pass_without_rounding_and_one_that_would_not() -> None:
-    found = of_unrounded(["a label", np.zeros(4), EXACT], EXACT, RTOL, ATOL)
+    rounded = EXACT.astype(np.float16).astype(np.float32)
+    found = of_unrounded(rounded, ["a label", np.zeros(4), EXACT], EXACT, RTOL, ATOL)
     assert found is not None
     assert found.kind == "only_rounding"
-    assert of_unrounded([EXACT * 1.02, np.zeros((2, 2))], EXACT, RTOL, ATOL) is None
+    assert of_unrounded(rounded, [EXACT * 1.02, np.zeros((2, 2))], EXACT, RTOL, ATOL) is None
+
+
+def test_a_reference_that_misses_its_own_tolerance_and_a_result_that_is_just_wrong() -> None:
+    reference = EXACT.astype(np.float16).astype(np.float32)  # rounded on its way, though it is FP32
+    found = of_unrounded(reference * np.float32(1.0004), [EXACT], reference, RTOL, ATOL)
+    assert found is not None
+    assert found.kind == "reference_inexact"
+    assert "for 2 of 4" in found.text
+    assert of_unrounded(reference * np.float32(1.02), [EXACT], reference, RTOL, ATOL) is None
+    assert of_unrounded(reference, [EXACT * np.float32(1.02)], reference, RTOL, ATOL) is None
+    assert of_unrounded(EXACT, [EXACT * np.float32(1.0004)], EXACT, RTOL, ATOL) is None  # an FP32 reference
 
 
 def test_numbers_that_agree_and_an_assertion_that_does_not() -> None:

@@ -88,8 +88,17 @@ def test_instance_norm_is_given_another_beta_than_it_expects(build: Build) -> No
     np.testing.assert_allclose(got - (float(beta[0]) + 0.8), wanted, RTOL, ATOL)
 
 
-def test_resample_is_given_another_coordinate_than_it_expects() -> None:
-    assert abs(float(np.float16(1.2)) - 1.2) > 1e-4
+def test_resample_is_given_other_coordinates_than_it_expects() -> None:
+    """Reflected into [0, 1], bilinear in [[11, 22], [33, 44]]: right for the FP16 coordinates, expected for others."""
+
+    def sample(x: float, y: float) -> float:
+        x, y = (abs((c + 1) % 2 - 1) for c in (x, y))
+        return 11 + 11 * x + 22 * y
+
+    for (x, y), wanted, got in (((-3.7, -1.0), 36.3, 36.308594), ((3.5, 1.2), 34.1, 34.095703)):
+        assert sample(x, y) == pytest.approx(wanted)
+        assert sample(float(np.float16(x)), float(np.float16(y))) == pytest.approx(got, abs=1e-6)
+        assert misses(got, wanted)
 
 
 def test_the_lstm_of_a_packed_sequence_is_given_states_for_another_batch(build: Build) -> None:
