@@ -19,6 +19,10 @@ _CROP = (
     "expects 7.899 where the box's corner at row 1.5, column 0.9 of the numbers 1 to 16 is 4 x 1.5 + 0.9 + 1 = 7.9; "
     "1e-3 off at a tolerance of 2e-4"
 )
+_WEIGHTS = (
+    "the reference is torch's layer with FP32 weights and inputs; the program is given both as FP16, which alone is more than the "
+    "tolerance, whatever computes it"
+)
 REASONS = {
     "TestCropResize::test_builder_to_backend_ios16": _CROP,
     "TestCropResize::test_builder_to_backend_ios17": _CROP,
@@ -28,6 +32,8 @@ REASONS = {
     "TestResample::test_builder_to_backend_smoke": (
         "gives coordinates as FP16 (1.2 becomes 1.2002) and expects the result for 1.2"
     ),
+    "TestLSTM::test_builder_to_backend_smoke_unilstm": _WEIGHTS,
+    "TestRNN::test_builder_to_backend_smoke": _WEIGHTS,
     "TestLSTMWithPackedSequence::test_lstm": (
         "the converter makes an initial state of 10 rows (the longest sequence's length) for a batch of 3; the specification "
         "of `lstm` asks for one row an element of the batch: undefined behaviour"

@@ -101,6 +101,18 @@ def test_resample_is_given_other_coordinates_than_it_expects() -> None:
         assert misses(got, wanted)
 
 
+@pytest.mark.parametrize("layer", [torch.nn.RNN, torch.nn.LSTM])
+def test_recurrent_layers_are_compared_with_other_weights_than_they_are_given(layer: Any) -> None:
+    """torch against itself, all in FP32: rounding the weights and inputs to FP16 moves results beyond the tolerance."""
+    torch.manual_seed(50)
+    reference, given = layer(1, 16, 1), layer(1, 16, 1)
+    x = torch.randn(8, 32, 1)
+    given.load_state_dict({k: v.half().float() for k, v in reference.state_dict().items()})
+    with torch.inference_mode():
+        assert misses(given(x.half().float())[0], reference(x)[0])
+        assert np.abs(given(x.half().float())[0] - reference(x)[0]).max() < 2e-3
+
+
 def test_the_lstm_of_a_packed_sequence_is_given_states_for_another_batch(build: Build) -> None:
     """What the converter writes for a batch of 3: an initial state of 10 rows. Refused in words; 3 rows run."""
     weights = {"weight_ih": np.ones((24, 4), np.float32), "weight_hh": np.ones((24, 6), np.float32)}
