@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milrun.errors import ExecutionError, MilrunError
-from milrun.program import Block, Function, Step
+from milrun.plan import Block, Function, Step
 from milrun.types import FP16, TensorType, ValueType
 from milrun.weights import Weight
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from milrun.program import Function
+    from milrun.plan import Function
 
 
 @dataclass(frozen=True)

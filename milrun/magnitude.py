@@ -17,7 +17,7 @@ from milrun.types import TensorType
 from milrun.weights import Weight
 
 if TYPE_CHECKING:
-    from milrun.program import Function, Step
+    from milrun.plan import Function, Step
 
 FP16_MAX = 65504.0
 _SMALL = 1 << 16  # elements of a constant that are worth decoding

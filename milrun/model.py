@@ -13,7 +13,8 @@ from milrun.features import Feature, check_names, default_tensor, input_tensor, 
 from milrun.images import tensor_to_image
 from milrun.ops.registry import Numerics
 from milrun.package import Package, check_kind, read_package
-from milrun.program import Function, plan_functions
+from milrun.plan import Function
+from milrun.program import plan_functions
 from milrun.types import DTYPES, StateType, TensorType, ValueType
 
 if TYPE_CHECKING:

@@ -1,12 +1,10 @@
 """From protobuf to plan: every operation resolved, every reference and type checked, before any runs.
 
-A plan is a list of `Step`s over numbered slots. A slot is one SSA value; constants are filled in
-when planning, other slots are emptied after their last use.
+The result is `milrun.plan`'s.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,75 +13,19 @@ import milrun.ops  # noqa: F401 - registers the kernels
 from milrun import constexpr
 from milrun.arguments import converter, is_static, static_value
 from milrun.errors import MilrunError, PackageError, UnsupportedOperationError
+from milrun.liveness import assign_frees
 from milrun.ops.registry import MAX_BYTES, Context, Kernel, Numerics, find
+from milrun.plan import Block, Function, Step
 from milrun.types import TensorType, ValueType, type_from_proto
 from milrun.values import read_value
 from milrun.weights import Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from milrun.package import Package
 
 _OPSETS = {"CoreML5": 15, "CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
 CONTROL = {"cond": 2, "while_loop": 2}
 _MAX_DEPTH = 40
-
-
-@dataclass
-class Step:
-    """One operation, ready to run: `function(*arguments)` fills `outputs`, then `frees` are emptied."""
-
-    kind: str
-    name: str
-    where: str
-    outputs: list[int]
-    types: tuple[ValueType, ...]
-    function: Callable[..., Any] | None = None
-    template: list[Any] = field(default_factory=list)
-    dynamic: list[tuple[int, list[int] | int, Callable[[Any], Any]]] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
-    captured: list[int] = field(default_factory=list)
-    frees: list[int] = field(default_factory=list)
-    weights: list[Weight] = field(default_factory=list)
-    parameters: dict[str, list[int]] = field(default_factory=dict)
-
-
-@dataclass
-class Block:
-    """A list of steps with the slots it takes and gives."""
-
-    inputs: list[int]
-    outputs: list[int]
-    steps: list[Step]
-
-
-@dataclass
-class Function:
-    """A planned function: names and types of inputs in order, and the values of constant slots."""
-
-    name: str
-    opset: int
-    inputs: dict[str, ValueType]
-    input_slots: list[int]
-    outputs: dict[str, ValueType]
-    block: Block
-    initial: list[Any]
-    slot_names: list[str]
-    slot_types: list[ValueType]
-    numerics: Numerics
-    generator: torch.Generator
-
-    def steps(self) -> list[Step]:
-        """All steps, those of nested blocks after the step that holds them."""
-        return list(_walk(self.block))
-
-
-def _walk(block: Block) -> Any:
-    for step in block.steps:
-        yield step
-        for inner in step.blocks:
-            yield from _walk(inner)
 
 
 class _Scope:
@@ -147,7 +89,7 @@ class Planner:
             n: self.types[s]
             for n, s in zip(message.block_specializations[message.opset].outputs, block.outputs, strict=True)
         }
-        _assign_frees(block, set(block.outputs), {i for i, v in enumerate(self.values) if v is not None})
+        assign_frees(block, set(block.outputs), {i for i, v in enumerate(self.values) if v is not None})
         return Function(
             name, self.opset, inputs, slots, outputs, block, self.values, self.names, self.types,
             self.numerics, self.generator,
@@ -355,40 +297,6 @@ def _operation_name(message: Any) -> str:
         if strings:
             return str(strings[0])
     return str(message.outputs[0].name) if message.outputs else "unnamed"
-
-
-def _assign_frees(block: Block, alive: set[int], constants: set[int]) -> None:
-    """Give each step the slots that nothing needs after it. `alive`: needed after the block."""
-    seen = set(alive)
-    for step in reversed(block.steps):
-        used = _used(step)
-        step.frees = [s for s in used | set(step.outputs) if s not in seen and s not in constants]
-        seen |= used
-        for inner in step.blocks:
-            # values from outside must survive the block: it may run again
-            own = _defined(inner)
-            _assign_frees(inner, set(inner.outputs) | (_used_in(inner) - own), constants)
-
-
-def _used(step: Step) -> set[int]:
-    used = set(step.captured)
-    for _, slots, _ in step.dynamic:
-        used |= set(slots) if isinstance(slots, list) else {slots}
-    for inner in step.blocks:
-        used |= _used_in(inner) - _defined(inner)
-    return used
-
-
-def _used_in(block: Block) -> set[int]:
-    return set(block.outputs).union(*(_used(step) for step in block.steps))
-
-
-def _defined(block: Block) -> set[int]:
-    own = set(block.inputs).union(*(set(step.outputs) for step in block.steps))
-    for step in block.steps:
-        for inner in step.blocks:
-            own |= _defined(inner)
-    return own
 
 
 def plan_functions(package: Package, numerics: Numerics) -> dict[str, Function]:

@@ -16,7 +16,7 @@ from milrun.weights import Weight
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from milrun.program import Function, Step
+    from milrun.plan import Function, Step
 
 Severity = Literal["error", "warning", "info"]
 EEANE = "eeANE 2.1.0, measured on M2 with macOS 26 and 27"

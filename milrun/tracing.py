@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from milrun.program import Step
+    from milrun.plan import Step
 
 
 def trace(

@@ -198,7 +198,7 @@ def pytest_configure(config: pytest.Config) -> None:
     deps._IS_MACOS = True
     _stand_for_absent_packages()
     torch.set_num_threads(1)
-    from milrun.standin import ModelProxy  # noqa: PLC0415
+    from milrun.proxies import ModelProxy  # noqa: PLC0415
 
     _count_predictions(ModelProxy)
     _count_errors(ModelProxy)

@@ -10,7 +10,7 @@ from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milrun.constexpr import _BUILDERS
+from milrun.constexpr import BUILDERS
 from milrun.ops.registry import find
 from milrun.program import CONTROL
 from milrun.types import DTYPES
@@ -40,7 +40,7 @@ def test_every_operation_of_an_opset_has_a_kernel_that_knows_its_parameters(opse
     for name, since, kind in OPERATIONS:
         if since != opset:
             continue
-        if name in _BUILDERS:
+        if name in BUILDERS:
             continue
         kernel = find(name, opset)
         if kernel is None:
@@ -54,7 +54,7 @@ def test_every_operation_of_an_opset_has_a_kernel_that_knows_its_parameters(opse
 
 def test_every_compressed_constant_is_decoded() -> None:
     names = {n for n, _, _ in OPERATIONS if n.startswith("constexpr_")}
-    assert names == set(_BUILDERS)
+    assert names == set(BUILDERS)
 
 
 def test_dialects_are_lowered_or_have_a_kernel() -> None:
@@ -67,7 +67,7 @@ def test_no_parameter_is_required_that_coremltools_may_leave_out() -> None:
     """coremltools writes defaults out; a program from elsewhere need not."""
     wrong = []
     for name, opset, kind in OPERATIONS:
-        if name in _BUILDERS:
+        if name in BUILDERS:
             continue
         required = {p.name for p in find(name, opset).parameters if p.required and p.kind != "ctx"}
         wrong += [
