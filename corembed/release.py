@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from corembed import provenance
 from corembed.errors import ReleaseError as ReleaseError  # noqa: PLC0414  # part of this module's face
 
 SCHEMA = 1
@@ -100,7 +101,11 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """Everything a loader needs to know; `files` lists each file of the release but `release.json` itself."""
+    """Everything a loader needs to know.
+
+    `files` lists each file of the release but `release.json` itself; `aliases` the folders that hold a package a
+    second time, under a name that other clients look for; `provenance` and `sbom` where those documents are.
+    """
 
     schema: int
     model: str
@@ -118,6 +123,9 @@ class Release:
     files: Mapping[str, File]
     tools: Mapping[str, str]
     embedding_space: str = ""
+    provenance: str | None = None
+    sbom: str | None = None
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def package(self, variant: str | None = None, layout: str | None = None) -> Package:
         """The package of a variant (default: the first) in a layout (default: the first that fits)."""
@@ -154,29 +162,34 @@ def embedding_space(source: Source, recipe: Recipe, prompts: Mapping[str, str], 
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """A record of this module from parsed JSON; a missing field or a wrong type is a `ReleaseError`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ReleaseError(f"{FILE}: {where} must be an object")
         hints = typing.get_type_hints(kind)
         fields = {f.name: f for f in dataclasses.fields(kind)}
-        missing = [n for n, f in fields.items() if n not in value and f.default is dataclasses.MISSING]
+        missing = [
+            n
+            for n, f in fields.items()
+            if n not in value and f.default is f.default_factory is dataclasses.MISSING
+        ]
         if missing:
             raise ReleaseError(f"{FILE}: {where}.{missing[0]} is missing")
-        return kind(**{n: _decode(hints[n], value[n], f"{where}.{n}") for n in fields if n in value})  # type: ignore[operator]
+        return kind(**{n: decode(hints[n], value[n], f"{where}.{n}") for n in fields if n in value})  # type: ignore[operator]
     if origin is tuple:
         if not isinstance(value, list):
             raise ReleaseError(f"{FILE}: {where} must be a list")
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin in {typing.Union, types.UnionType}:
         if value is None:
             return None
-        return _decode(next(a for a in arguments if a is not type(None)), value, where)
+        return decode(next(a for a in arguments if a is not type(None)), value, where)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise ReleaseError(f"{FILE}: {where} must be an object")
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any or isinstance(value, kind) or (kind is float and isinstance(value, int)):
         return value
     raise ReleaseError(f"{FILE}: {where} must be {kind.__name__}, it is {type(value).__name__}")
@@ -194,8 +207,13 @@ def parse(text: str) -> Release:
         raise ReleaseError(
             f"{FILE} has schema {raw['schema']}, this corembed reads up to {SCHEMA}: upgrade corembed"
         )
-    release: Release = _decode(Release, raw, "release")
-    for path in [*release.files, *(p for package in release.packages for p in package.paths)]:
+    release: Release = decode(Release, raw, "release")
+    named = (release.provenance, release.sbom)
+    for path in [
+        *release.files,
+        *(p for package in release.packages for p in package.paths),
+        *filter(None, named),
+    ]:
         confined(path)
     return release
 
@@ -217,7 +235,10 @@ def read(folder: Path) -> Release:
 
 
 def verify(folder: Path) -> list[str]:
-    """Compare every byte of a release folder with its `release.json`; one line for each difference."""
+    """Compare every byte of a release folder, and what it says of its origin, with `release.json`.
+
+    One line for each difference.
+    """
     release = read(folder)
     problems = []
     present = {
@@ -239,4 +260,4 @@ def verify(folder: Path) -> list[str]:
             if digest != expected.sha256:
                 problems.append(f"{path}: SHA-256 {digest}, expected {expected.sha256}")
     problems += [f"{path}: not listed in {FILE}" for path in sorted(present - set(release.files) - {FILE})]
-    return problems
+    return problems + provenance.problems(folder, release)

@@ -25,7 +25,7 @@ from pipeline.download import download
 from pipeline.errors import PipelineError, run
 from pipeline.files import read_json, remove, write_json
 from pipeline.reference import reference
-from pipeline.release import render
+from pipeline.release import Reports, render
 from pipeline.trace import open_source, trace
 from pipeline.validate import validate
 
@@ -152,7 +152,7 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         measured = where.root / "reports" / "benchmark" / f"{variant.name}.json"
         total = benchmark(where, entry.name, variant, measured, measured.with_suffix(".raw.json"))["bytes"]
         figures[variant.name] = {"min_cosine": read_json(parity)["min_cosine"], "bytes": total}
-        reports[variant.name] = (parity, measured)
+        reports[variant.name] = Reports(parity, details, measured)
     if not failures:
         render(where, entry.name, "0.0.0", reports, out)
         remove(where.root)

@@ -31,6 +31,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import read_json, staged_folder, write_json
 from pipeline.kept import Kept
 from pipeline.params import Variant
+from pipeline.places import package_names
 from pipeline.skeleton import ct
 from pipeline.splice import CONSTANT, WEIGHT, Span, splice, values
 
@@ -340,13 +341,6 @@ def write_package(plan: Plan, feed: Feed, out: Path, metadata: Mapping[str, str]
     made = model(plan, offsets, metadata)
     (data / "model.mlmodel").write_bytes(made.SerializeToString(deterministic=True))
     (out / "Manifest.json").write_text(_manifest(), encoding="utf-8")
-
-
-def package_names(variant: str, layout: str, count: int) -> list[str]:
-    """Where the packages of a variant stand in a release, in running order."""
-    if layout == "single":
-        return [f"{variant}.mlpackage"]
-    return [f"{variant}-parts/part{number:02d}.mlpackage" for number in range(1, count + 1)]
 
 
 def assemble(

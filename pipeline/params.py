@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +127,25 @@ class Model:
     retrieval: Retrieval | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Publish:
+    """How releases reach the Hub; above `files_per_commit` one is staged on a pull request and merged.
+
+    `check`: afterwards fetch the tag's smallest package as a user does, and embed with it.
+    """
+
+    namespace: str
+    version: str
+    licenses: tuple[str, ...] = ()
+    push: bool = False
+    create_pr: bool = False
+    private: bool = False
+    aliases: bool = True
+    check: bool = True
+    files_per_commit: int = 100
+    force: bool = False
+
+
 def load(path: Path = PARAMS) -> dict[str, Any]:
     """All of `params.yaml`."""
     if not path.exists():
@@ -243,3 +263,19 @@ def _scheme(values: Mapping[str, Any], where: str) -> Scheme:
                 f"{where}: {name} {size!r} is not a number of {'columns' if name == 'block' else 'rows'}"
             )
     return made
+
+
+def publish(params: Mapping[str, Any], **given: bool) -> Publish:
+    """The settings of publishing, checked; `given` overrides them. To force is said each time, not written down."""
+    entry = dict(params["publish"])
+    if "force" in entry:
+        raise PipelineError(
+            "publish.force does not belong into the file: give --force to the one run that needs it"
+        )
+    entry["licenses"] = tuple(entry.get("licenses", ()))
+    found: Publish = _record(Publish, "publish", entry | given)
+    if not re.fullmatch(r"\d+\.\d+\.\d+([-+].+)?", str(found.version)):
+        raise PipelineError(
+            f"publish.version {found.version!r} is not MAJOR.MINOR.PATCH; it becomes the tag vVERSION"
+        )
+    return found

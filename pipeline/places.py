@@ -55,6 +55,13 @@ def of(model: str) -> Places:
     return Places(Path("artifacts") / model)
 
 
+def package_names(variant: str, layout: str, count: int) -> list[str]:
+    """Where the packages of a variant stand in a release, in running order."""
+    if layout == "single":
+        return [f"{variant}.mlpackage"]
+    return [f"{variant}-parts/part{number:02d}.mlpackage" for number in range(1, count + 1)]
+
+
 def report(stage: str, model: str, variant: str | None = None) -> Path:
     """The report of a stage: `reports/STAGE/MODEL-VARIANT.json`, or `MODEL.json`."""
     folder = Path("reports") / stage / model
