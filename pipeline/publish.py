@@ -50,6 +50,8 @@ def refuse(model: str, variants: list[str], where: places.Places, settings: para
             f"copy ({', '.join(settings.licenses)}); read it, and add it to publish.licenses only if it does"
         )
     for variant in variants:
+        _passed("audit", "passed", model, variant)
+        _passed("benchmark", "placement_passed", model, variant, unknown=True)
         report = places.report("evidence", model, variant)
         if not report.exists():
             raise PipelineError(f"{report}: no evidence for {variant}; run validate first")
@@ -59,6 +61,16 @@ def refuse(model: str, variants: list[str], where: places.Places, settings: para
                 raise PipelineError(
                     f"{where.packages(variant) / path}: not the file that validate judged; run validate again"
                 )
+
+
+def _passed(stage: str, field: str, model: str, variant: str, *, unknown: bool = False) -> None:
+    """Refuse where a stage's report is missing or failed; `unknown`: it may also say that nothing was measured."""
+    report = places.report(stage, model, variant)
+    if not report.exists():
+        raise PipelineError(f"{report}: no {stage} report for {variant}; run {stage} first")
+    found = read_json(report).get(field)
+    if found is not True and not (unknown and found is None):
+        raise PipelineError(f"{report}: {variant} did not pass; a release holds only what passed")
 
 
 def check(api: HfApi, repo: str, tag: str, out: Path, release: Release) -> dict[str, Any]:

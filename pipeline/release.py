@@ -46,7 +46,25 @@ PROVENANCE, SBOM, NOTES = "reports/provenance.json", "reports/sbom.json", "repor
 
 _MEASURED = ("neural_engine_latency_p50_ms", "neural_engine_share_of_cost")
 
-_PARITY = ("min_cosine", "p1_cosine", "median_cosine", "top10_overlap", "spearman", "texts")
+_PARITY = (
+    "min_cosine",
+    "p1_cosine",
+    "median_cosine",
+    "top10_overlap",
+    "spearman",
+    "texts",
+    "ndcg10",
+    "original_ndcg10",
+)
+
+GATED = {
+    "min_cosine": "min_cosine",
+    "min_top10_overlap": "top10_overlap",
+    "min_spearman": "spearman",
+    "max_quality_drop": "ndcg10_drop_high",
+    "min_neural_engine_cost": "neural_engine_share_of_cost",
+}
+"""Which figure each gate judges."""
 
 
 class Reports(NamedTuple):
@@ -70,6 +88,7 @@ def template(name: str) -> jinja2.Template:
     environment.filters["measured"] = lambda value, digits=4: (
         "not measured" if value is None else f"{value:.{digits}f}"
     )
+    environment.filters["combine"] = lambda one, other: {**one, **other}
     environment.filters["percent"] = lambda share: "not measured" if share is None else f"{share:.1%}"
     environment.filters["milliseconds"] = lambda ms: "not measured" if ms is None else f"{ms:.1f} ms"
     environment.filters["mib"] = lambda size: f"{size / 2**20:.1f} MiB"
@@ -86,7 +105,7 @@ def _packages(
             layout=layout,
             paths=tuple(places.package_names(variant, layout, count)),
             bytes=benchmark["bytes_by_layout"][layout],
-            parity={name: parity[name] for name in _PARITY},
+            parity={name: parity[name] for name in _PARITY if parity.get(name) is not None},
             benchmark=_measured(benchmark),
         )
         for layout, count in record["layouts"].items()
@@ -151,6 +170,7 @@ def render(
             "parity": parity,
             "benchmark": benchmark,
             "gates": {v: e["gates"] for v, e in evidence.items()},
+            "gated": GATED,
             "worst": {v: e["texts"][0] for v, e in evidence.items()},
         }
         (partial / "README.md").write_text(template("card.md.j2").render(told), encoding="utf-8")

@@ -112,7 +112,7 @@ def make(folder: Path, hub: Hub, checkpoint: Path, *, mixed: bool = False) -> Pr
     (project.folder / "params.yaml").write_text(yaml.safe_dump(params))
     stages = ["download tiny", "trace tiny", "reference tiny", "convert tiny"]
     stages += [f"quantize tiny {v}" for v in variants if v != "fp16"]
-    stages += [f"{stage} tiny {v}" for stage in ("validate", "benchmark") for v in variants]
+    stages += [f"{stage} tiny {v}" for stage in ("audit", "validate", "benchmark") for v in variants]
     project.run("-c", STAGES, "\n".join(stages))
     git(folder, "init", "-q", "--bare", "-b", "main", "remote.git")
     git(project.folder, "init", "-q", "-b", "main")

@@ -179,6 +179,14 @@ REFUSED = {
         lambda p: (p.folder / "reports/parity/tiny/int8.json").unlink(),
         "no parity report for int8",
     ),
+    "audit failed": (
+        lambda p: edit(p.folder / "reports/audit/tiny/fp16.json", passed=False),
+        "audit/tiny/fp16.json: fp16 did not pass",
+    ),
+    "not on the Neural Engine": (
+        lambda p: edit(p.folder / "reports/benchmark/tiny/fp16.json", placement_passed=False),
+        "benchmark/tiny/fp16.json: fp16 did not pass",
+    ),
     "no evidence": (
         lambda p: (p.folder / "reports/evidence/tiny/int8.json").unlink(),
         "no evidence for int8",
@@ -313,6 +321,9 @@ def test_every_number_of_card_and_notes_comes_from_a_report(rendered):
             f"{judged['median_cosine']:.6f}",
             f"{judged['top10_overlap']:.3f}",
             f"{judged['spearman']:.4f}",
+            "not measured"
+            if judged["ndcg10"] is None
+            else f"{judged['ndcg10']:.3f} ({judged['original_ndcg10']:.3f})",
             "not measured",
             "not measured",
         ]
