@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -11,10 +12,12 @@ from helpers import ROOT
 from hub import TOKEN, running
 from project import git, make
 
+import milrun
 from corembed import release
 from pipeline import checkout, params, places
 from pipeline.errors import PipelineError
 from pipeline.publish import publish
+from pipeline.release import compile_packages
 
 PAPR = """
 import sys
@@ -330,6 +333,25 @@ def test_every_number_of_card_and_notes_comes_from_a_report(rendered):
         assert f"min cosine {judged['min_cosine']:.6f}" in notes
         assert f"Passed over {judged['texts']} texts" in notes
     assert "None" not in body + notes
+
+
+def test_compiled_models_stand_beside_the_packages_and_are_kept(rendered, tmp_path):
+    """Only a Mac compiles; here milrun's stand-in for its compiler writes the folder."""
+    record = release.read(rendered)
+    folder = shutil.copytree(rendered, tmp_path / "release")
+    with milrun.installed():
+        compile_packages(record.packages, tmp_path / "kept", folder)
+        made = {p: p.stat().st_mtime_ns for p in (tmp_path / "kept").rglob("*")}
+        again = shutil.copytree(rendered, tmp_path / "again")
+        compile_packages(record.packages, tmp_path / "kept", again)
+
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "kept").rglob("*")} == made
+    for variant in ("fp16", "int8"):
+        assert [p.name for p in again.glob(f"{variant}.ml*")] == [
+            p.name for p in folder.glob(f"{variant}.ml*")
+        ]
+        assert any((folder / f"{variant}.mlmodelc").iterdir())
 
 
 def test_the_bill_of_materials_is_valid_and_names_what_the_pipeline_needs(rendered):
