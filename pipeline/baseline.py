@@ -1,7 +1,8 @@
 """The same model without Core ML, on the same Mac in the same session: PyTorch on MPS, and MLX.
 
 `python -m pipeline.baseline KIND CHECKPOINT DEVICE < job.json`, in a process of its own, prints one line of JSON. Runs the
-original on the token ids that Core ML was timed with, in FP16, from ids to the pooled vector on the host.
+original on the token ids that Core ML was timed with, from ids to the pooled vector on the host: PyTorch in FP16, MLX
+in the types of the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from corembed.release import Function
 from pipeline.coreml import percentiles
+from pipeline.files import read_json
 
 KINDS = {"pytorch": "mps", "mlx": "gpu"}
 
@@ -42,10 +44,14 @@ def _pytorch(checkpoint: Path, device: str) -> Callable[[Any], Any]:
 
 
 def _mlx(checkpoint: Path, device: str) -> Callable[[Any], Any]:
-    from corembed import engines  # noqa: PLC0415
+    from corembed.engines import mlx, mlx_models  # noqa: PLC0415
+    from pipeline.recipe import read_recipe  # noqa: PLC0415
 
-    del device
-    engine = engines.make("mlx", [checkpoint])
+    del device  # MLX chooses: the GPU on a Mac
+    recipe = read_recipe(checkpoint)
+    encoder = mlx_models.encoder(read_json(checkpoint / "config.json"), mlx.weights(checkpoint))
+    dense = [(mlx.weights(checkpoint / d.path), d.activation) for d in recipe.dense]
+    engine = mlx.MlxEngine(encoder, recipe, dense, ())
 
     def run(ids: Any) -> Any:
         function = Function(f"length_{ids.shape[1]}", *ids.shape)

@@ -53,7 +53,7 @@ class Retrieval:
 
     data: str = "wiki"
     queries: int = 200
-    documents: int = 600
+    documents: int = 400
     revision: str | None = None
 
 

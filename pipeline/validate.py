@@ -18,7 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import agreement, diagnosis, drift, invariance, params, places, quality, stored
+from pipeline import (
+    agreement,
+    conditions,
+    diagnosis,
+    drift,
+    invariance,
+    params,
+    places,
+    quality,
+    stored,
+)
 from pipeline.errors import PipelineError, run
 from pipeline.files import inventory, read_json, write_json
 from pipeline.runner import Runner, Vectors, check_vectors, prompted, runners
@@ -193,6 +203,14 @@ def validate(
         causes = diagnosis.diagnose(runner, reference, record, figures) if missed else []
     full = figures | {"model": model, "variant": variant.name, "passed": not missed}
     evidence |= {
+        "provenance": {
+            "source": read_json(where.source),
+            "package": trace["metadata"],
+            "target": trace["target"],
+            "functions": trace["functions"],
+            "reference": inventory(where.reference),
+            "machine": conditions.machine(),
+        },
         "files": inventory(where.packages(variant.name)),
         "gates": dataclasses.asdict(variant.gates),
         "missed": missed,

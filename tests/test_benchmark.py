@@ -139,10 +139,13 @@ def test_a_failing_load_is_a_result_with_its_message(tmp_path):
     assert "macOS" in found["error"]
 
 
-def test_a_baseline_runs_the_original_on_the_same_shapes(made):
+@pytest.mark.parametrize("kind", ["pytorch", "mlx"])
+def test_a_baseline_runs_the_original_on_the_same_shapes(made, kind):
+    if kind == "mlx":
+        pytest.importorskip("mlx.core", reason="needs MLX: a Mac, or mlx[cpu] on Linux")
     _, where = made
     job = {"shapes": [[1, 16], [4, 16]], "warmups": 3, "runs": 2}
-    found = baseline.measure("pytorch", where.checkpoint, "cpu", job)
+    found = baseline.measure(kind, where.checkpoint, "cpu", job)
 
     assert [(f["batch"], f["length"]) for f in found] == [(1, 16), (4, 16)]
     assert all(f["p50_ms"] > 0 for f in found)

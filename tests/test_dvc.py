@@ -73,6 +73,8 @@ def project(tiny_checkpoint, tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
+    (folder / "reports").mkdir()
+    shutil.copy(ROOT / "reports" / "released.json", folder / "reports")
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
