@@ -36,17 +36,17 @@ def _styles() -> Iterator[dict[str, Any]]:
 
 
 def _start(height: float = 3.6) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(6.4, height))
+    figure, axes = plt.subplots(figsize=(5.4, height))
     axes.grid(visible=True, alpha=0.3)
     return figure, axes
 
 
-def _svg(figure: Figure, builds: int) -> str:
+def _svg(figure: Figure, builds: int, below: float = 0.18) -> str:
     """With the legend below the plot, where it covers no point and needs no width on a phone."""
     if builds:
         figure.axes[0].legend(
             loc="upper left",
-            bbox_to_anchor=(0, -0.18 * 3.6 / figure.get_figheight()),
+            bbox_to_anchor=(-0.1, -below),
             fontsize=9,
             frameon=False,
             ncols=2,
@@ -100,7 +100,7 @@ def drift(layers: Mapping[str, Rows]) -> str:
     every = max(len(names) // 12, 1)
     axes.set_xticks(range(0, len(names), every), names[::every], rotation=45, ha="right", fontsize=9)
     axes.set(yscale="log", xlabel="state after", ylabel="relative error, worst token")
-    return _svg(figure, 0 if not layers else len(layers))
+    return _svg(figure, len(layers), 0.36)
 
 
 def quality(rows: Rows) -> str:

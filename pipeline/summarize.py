@@ -35,6 +35,14 @@ GATES = (
 )
 """Figures with a lower limit: the figure, the gate, and what it says."""
 
+OPTIONAL = {
+    "bucket_min_cosine": "buckets against each other: there is one",
+    "batch_min_cosine": "batches: every function takes one text",
+    "layout_min_cosine": "layouts against each other: there is one",
+    "mrl_min_cosine": "fewer dimensions (MRL): the checkpoint declares none",
+}
+"""Figures that a build may have no use for, and why it has none."""
+
 
 def rows(everything: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a build that has been judged, in the order of `params.yaml`."""
@@ -66,24 +74,26 @@ def gates(row: Mapping[str, Any], limits: Mapping[str, float]) -> list[dict[str,
     """Each gate of a build with what was measured, what is allowed, and whether it holds; null is not measured."""
     found = [
         {"name": text, "measured": row.get(figure), "allowed": f"at least {limits[gate]}",
-         "passed": None if row.get(figure) is None else row[figure] >= limits[gate]}
+         "passed": None if row.get(figure) is None else row[figure] >= limits[gate],
+         "applies": row.get(figure) is not None or figure not in OPTIONAL}
         for figure, gate, text in GATES
     ]  # fmt: skip
     found.append(
         {"name": "spread of similarities against the original's", "measured": row["relative_spread"],
-         "allowed": "at least 0.5", "passed": row["relative_spread"] >= 0.5}
+         "allowed": "at least 0.5", "passed": row["relative_spread"] >= 0.5, "applies": True}
     )  # fmt: skip
     drop = row.get("ndcg10_drop_high")
     found.append(
         {"name": "loss of nDCG@10, upper end of its 95 % interval", "measured": drop,
          "allowed": f"at most {limits['max_quality_drop']}",
-         "passed": None if drop is None else drop <= limits["max_quality_drop"]}
+         "passed": None if drop is None else drop <= limits["max_quality_drop"], "applies": True}
     )  # fmt: skip
     share = row.get("neural_engine_share_of_cost")
     found.append(
         {"name": "share of estimated cost on the Neural Engine", "measured": share,
          "allowed": f"at least {limits['min_neural_engine_cost']}",
-         "passed": None if share is None else share >= limits["min_neural_engine_cost"]}
+         "passed": None if share is None else share >= limits["min_neural_engine_cost"],
+         "applies": limits["min_neural_engine_cost"] > 0}
     )  # fmt: skip
     return found
 
@@ -99,13 +109,7 @@ def not_measured(row: Mapping[str, Any]) -> list[str]:
         missing.append("vectors from Core ML itself: this run used milrun, which follows the program's types")
     if row.get("ndcg10") is None:
         missing.append("retrieval and similarity: this model has no `retrieval:` in params.yaml")
-    for name, text in (
-        ("batch_min_cosine", "batches: every function takes one text"),
-        ("layout_min_cosine", "layouts against each other: there is one"),
-        ("mrl_min_cosine", "fewer dimensions (MRL): the checkpoint declares none"),
-    ):
-        if row.get(name) is None:
-            missing.append(text)
+    missing += [text for name, text in OPTIONAL.items() if row.get(name) is None]
     if row["audit_passed"] is None:
         missing.append("the weight audit: its report is missing (the stage `audit` needs the checkpoint)")
     return missing
