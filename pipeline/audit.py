@@ -132,9 +132,9 @@ def _same(name: str, traced: Any, built: Mapping[str, Any]) -> str | None:
 class Package:
     """One package beside the programs and the checkpoint that it must be made of."""
 
-    def __init__(self, path: Path, part: Part, checkpoint: Path) -> None:
-        """`part` holds the functions without weights."""
-        self.path, self.part, self.checkpoint = path, part, checkpoint
+    def __init__(self, path: Path, part: Part, variant: params.Variant, checkpoint: Path) -> None:
+        """`part` holds the functions without weights, `variant` says how weights are rounded."""
+        self.path, self.part, self.variant, self.checkpoint = path, part, variant, checkpoint
         self.expected = {name: program_weights(function) for name, function in part.programs.items()}
         used = {w for references in self.expected.values() for w in references.values()}
         self.weights = {n: w for n, w in part.weights.items() if WEIGHT + n in used}
@@ -183,10 +183,16 @@ class Package:
         opened = self.opened[folder]
         yield from opened.rows(opened.find(entry["tensor"], tuple(entry["shape"])), multiple)
 
-    def compare(self, name: str, weight: Weight, *, compensated: bool) -> Tally:
+    def rounding(self, name: str, weight: Weight) -> Rounding:
+        """How the values of a weight were chosen: exactly, as the nearest, or by what their inputs are."""
+        if not isinstance(weight, Constexpr):
+            return "exact"
+        scheme = self.variant.scheme(name, self.weights[name]["kind"])
+        return "compensated" if scheme.calibrated else "nearest"
+
+    def compare(self, name: str, weight: Weight) -> Tally:
         """Every value of a stored weight against the checkpoint's."""
-        exact = not isinstance(weight, Constexpr)
-        tally, start = Tally("exact" if exact else "compensated" if compensated else "nearest"), 0
+        tally, start = Tally(self.rounding(name, weight)), 0
         for wanted in self.tensor_rows(name):
             rows = slice(start, start + len(wanted))
             decoded = weight.decode(rows).float().numpy()
@@ -213,7 +219,7 @@ class Package:
             return "close to the checkpoint's, and not it: weights of another state of the model, or changed afterwards"
         return "nothing like the checkpoint's: another model's weights, or damaged bytes"
 
-    def audit(self, *, compensated: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    def audit(self) -> tuple[list[dict[str, Any]], list[str]]:
         """A record for each weight, and the problems in the order of the program."""
         records: list[dict[str, Any]] = []
         problems: list[str] = []
@@ -229,20 +235,20 @@ class Package:
                     )
             elif (key := (reference, _storage(weight))) not in seen:  # functions share weights
                 seen.add(key)
-                record, wrong = self._judge(reference.removeprefix(WEIGHT), weight, compensated=compensated)
+                record, wrong = self._judge(reference.removeprefix(WEIGHT), weight)
                 records.append(record)
                 problems += wrong
         missing = set(self.weights) - {r["weight"] for r in records}
         problems += [f"{self.path.name}: weight {name!r} is not in the package" for name in sorted(missing)]
         return records, problems
 
-    def _judge(self, name: str, weight: Weight, *, compensated: bool) -> tuple[dict[str, Any], list[str]]:
+    def _judge(self, name: str, weight: Weight) -> tuple[dict[str, Any], list[str]]:
         tensor = self.weights[name]["tensor"]
         expected = self.weights[name]["shape"]
         if list(weight.shape) != expected:
             problem = f"has shape {list(weight.shape)}, the checkpoint's {expected}"
             return {"weight": name}, [f"{self.path.name}: tensor {tensor!r} {problem}"]
-        tally = self.compare(name, weight, compensated=compensated)
+        tally = self.compare(name, weight)
         record = {
             "weight": name,
             "tensor": tensor,
@@ -267,17 +273,17 @@ def program_weights(function: Any) -> dict[str, str]:
     return {o.outputs[0].name: v.blobFileValue.fileName for o, v in values(function)}
 
 
-def audit_packages(
-    where: places.Places, variant: params.Variant, *, compensated: bool = False
-) -> tuple[list[dict[str, Any]], list[str]]:
+def audit_packages(where: places.Places, variant: params.Variant) -> tuple[list[dict[str, Any]], list[str]]:
     """Records of all weights of a variant's packages, and every problem found, the first of the program first."""
     traced = Traced(where.traced)
     records, problems = [], []
     for layout in traced.record["layouts"]:
         spans = traced.spans(layout, variant)
         for name, span in zip(package_names(variant.name, layout, len(spans)), spans, strict=True):
-            package = Package(where.packages(variant.name) / name, Part(traced, span), where.checkpoint)
-            found, wrong = package.audit(compensated=compensated)
+            package = Package(
+                where.packages(variant.name) / name, Part(traced, span), variant, where.checkpoint
+            )
+            found, wrong = package.audit()
             records += [{"package": name} | record for record in found]
             problems += wrong
     return records, problems
@@ -301,7 +307,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def audit(where: places.Places, model: str, variant: params.Variant, report: Path) -> dict[str, Any]:
     """Compare, write the report, then raise `PipelineError` if anything is wrong."""
-    records, problems = audit_packages(where, variant, compensated=variant.calibrated)
+    records, problems = audit_packages(where, variant)
     result = {
         "model": model,
         "variant": variant.name,

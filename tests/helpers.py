@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import convert, params
 from pipeline.__main__ import build, options
+from pipeline.calibrate import calibrate
 from pipeline.download import download
 from pipeline.places import Places
 from pipeline.trace import trace
@@ -94,15 +95,22 @@ def run(*command: object, cwd: Path = ROOT, fails: bool = False, env: dict[str, 
 def build_places(
     checkpoint: Path,
     root: Path,
-    *variants: str,
+    *variants: str | params.Variant,
     max_lengths: tuple[int, ...] = (16, 64),
     **settings: Any,
 ) -> tuple[params.Model, Places]:
-    """The stages up to the packages, for one checkpoint: its entry, and where everything is."""
+    """The stages up to the packages, for one checkpoint: its entry, and where everything is.
+
+    A variant is given, or named as in params.yaml.
+    """
     entry = params.Model("tiny", f"path:{checkpoint}", None, None, max_lengths, **settings)
     where = Places(root)
     download(entry.source, None, where, None)
     trace(entry, where.checkpoint, where.traced)
-    for variant in variants:
-        convert.build(entry, params.variant(variant, params.load(ROOT / "params.yaml")), where)
+    everything = params.load(ROOT / "params.yaml")
+    chosen = [v if isinstance(v, params.Variant) else params.variant(v, everything) for v in variants]
+    if any(variant.calibrated for variant in chosen):
+        calibrate(where.checkpoint, where.traced, where.calibration)
+    for variant in chosen:
+        convert.build(entry, variant, where)
     return entry, where

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from coremltools.proto import Model_pb2
-from helpers import ROOT, build_places
+from helpers import build_places
 from safetensors.numpy import load_file, save_file
 
 import milrun
@@ -17,17 +17,31 @@ from pipeline.convert import build
 from pipeline.errors import PipelineError
 from pipeline.places import Places
 
-VARIANTS = ("fp16", "int8", "int4", "palette4")
+INT8 = {"scheme": "linear", "bits": 8}
+SCHEMES = {
+    "fp16": {},
+    "int8": {"linear": INT8, "embedding": INT8},
+    "affine": {"linear": INT8 | {"affine": True}, "embedding": INT8},
+    "int4": {"linear": {"scheme": "linear", "bits": 4, "block": 16}, "embedding": INT8},
+    "palette4": {"linear": {"scheme": "palette", "bits": 4, "group": 8}, "embedding": INT8},
+    "whole": {"linear": {"scheme": "palette", "bits": 6}, "embedding": INT8},
+    "calibrated": {
+        "linear": {"scheme": "linear", "bits": 4, "block": 16, "calibrated": True},
+        "embedding": INT8,
+    },
+}
+NEAREST = [name for name in SCHEMES if name != "calibrated"]
 TENSOR = "encoder.layer.1.attention.self.query.weight"
 
 
 def variant(name):
-    return params.variant(name, params.load(ROOT / "params.yaml"))
+    gates = {"min_cosine": 0.5}
+    return params.variant(name, {"variants": {name: {"weights": SCHEMES[name], "gates": gates}}})
 
 
 @pytest.fixture(scope="module")
 def made(tiny_checkpoint, tmp_path_factory):
-    return build_places(tiny_checkpoint(), tmp_path_factory.mktemp("audit") / "tiny", *VARIANTS)
+    return build_places(tiny_checkpoint(), tmp_path_factory.mktemp("audit") / "tiny", *map(variant, SCHEMES))
 
 
 @pytest.fixture
@@ -39,6 +53,7 @@ def rebuilt(made, tmp_path):
         other = Places(tmp_path / "other")
         shutil.copytree(where.checkpoint, other.checkpoint)
         shutil.copytree(where.traced, other.traced)
+        shutil.copytree(where.calibration, other.calibration)
         shutil.copy(where.source, other.source)
         path = other.checkpoint / "model.safetensors"
         tensors = load_file(path)
@@ -57,7 +72,7 @@ def problems(where, name="fp16"):
     return audit_packages(where, variant(name))[1]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", SCHEMES)
 def test_every_value_of_a_sound_package_passes(made, name):
     _, where = made
     records, wrong = audit_packages(where, variant(name))
@@ -83,12 +98,20 @@ def replace(tensors):
     tensors[TENSOR] = np.random.default_rng(1).normal(size=tensors[TENSOR].shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NEAREST)
 def test_one_layer_perturbed_by_a_hundredth_is_named(rebuilt, name):
     (wrong,) = problems(rebuilt(perturb, name), name)
 
     assert repr(TENSOR) in wrong
     assert "another state of the model" in wrong
+
+
+def test_compensated_rounding_hides_a_hundredth_and_no_other_tensor(rebuilt, tmp_path):
+    """Its errors are ten times what the perturbation is; the same checkpoint's FP16 package names the tensor."""
+    assert problems(rebuilt(perturb, "calibrated"), "calibrated") == []
+    shutil.rmtree(tmp_path / "other")
+    wrong = problems(rebuilt(swap, "calibrated"), "calibrated")
+    assert "'encoder.layer.1.attention.self.key.weight': two tensors were swapped" in wrong[0]
 
 
 def test_swapped_tensors_are_named_with_each_other(rebuilt):
@@ -114,7 +137,7 @@ def copied(made, tmp_path):
     return other
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NEAREST)
 def test_one_flipped_bit_names_tensor_and_row(copied, name):
     package = copied.packages(name) / f"{name}.mlpackage"
     plan = milrun.load(package).function("length_16")

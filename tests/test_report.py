@@ -35,6 +35,8 @@ def folder(tiny_checkpoint, tmp_path_factory):
     everything["models"] = {"tiny": {}}
     everything["quantized"] = {"int8": everything["quantized"]["int8"]}
     everything["variants"] = {name: everything["variants"][name] for name in VARIANTS}
+    plain = {"scheme": "linear", "bits": 8}
+    everything["variants"]["int8"]["weights"] = {"linear": plain, "embedding": plain}
     everything["variants"]["int8"]["gates"]["min_cosine"] = 0.9999999
     everything["variants"]["fp16"]["gates"]["max_quality_drop"] = 1.0  # ten queries: one place is a tenth
     (root / "params.yaml").write_text(yaml.safe_dump(everything))
@@ -43,7 +45,12 @@ def folder(tiny_checkpoint, tmp_path_factory):
         patch.chdir(root)
         source = tiny_checkpoint()
         entry, where = build_places(
-            source, Path("artifacts/tiny"), *VARIANTS, max_lengths=(64,), parity_texts=60, retrieval=wiki
+            source,
+            Path("artifacts/tiny"),
+            *map(params.variant, VARIANTS),
+            max_lengths=(64,),
+            parity_texts=60,
+            retrieval=wiki,
         )
         reference(entry, where.checkpoint, where.reference)
         for name in VARIANTS:
