@@ -1,6 +1,5 @@
 """`corembed embed`: every format in and out, going on after a kill, and a sentence instead of a traceback."""
 
-import io
 import json
 import os
 import signal
@@ -11,20 +10,30 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import ROOT
+import stub
 from pyarrow import parquet
 
-from corembed import Embedder
+from corembed import Embedder, engines
 from corembed import embedder as loader
 from corembed.__main__ import main
 from corembed.engines.packages import PackageEngine
 
+STUB = stub.__file__
 TEXTS = ["one", "a longer text about the sea", "", "üñí\u2028code", "one"]
 
 
 @pytest.fixture(scope="module")
 def vectors(tiny_release):
     return Embedder.from_pretrained(tiny_release, engine="milrun").encode(TEXTS)
+
+
+@pytest.fixture
+def stubbed(tiny_release, monkeypatch):
+    """An embedder with the stub, which every command in this process then shares."""
+    monkeypatch.setattr(engines, "choose", lambda _, request: stub.Stub(request))
+    made = Embedder.from_pretrained(tiny_release)
+    monkeypatch.setattr(engines, "choose", lambda *_: made.engine)
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -94,24 +103,15 @@ def test_several_files_and_files_as_texts(embed, tiny_release):
         assert [json.loads(line)["path"] for line in file] == ["a.md", "b.md"]
 
 
-def test_a_pipe_in_and_out(tiny_release, vectors):
-    command = [
-        sys.executable,
-        "-m",
-        "corembed",
-        "embed",
-        tiny_release,
-        "--engine",
-        "milrun",
-        "-",
-        "--out",
-        "-",
-    ]
+def test_a_pipe_in_and_out(tiny_release, stubbed):
+    command = [sys.executable, STUB, "embed", tiny_release, "-", "--out", "-"]
     text = "".join(t + "\n" for t in TEXTS)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, env=environment())
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, check=True, env=stub.ENVIRONMENT
+    )
 
-    rows = [json.loads(line)["embedding"] for line in io.StringIO(done.stdout)]
-    np.testing.assert_array_equal(np.float32(rows), vectors)
+    rows = [json.loads(line)["embedding"] for line in done.stdout.splitlines()]
+    np.testing.assert_array_equal(np.float32(rows), stubbed.encode(TEXTS))
 
 
 def test_nothing_in_gives_an_empty_output(embed):
@@ -129,28 +129,21 @@ def test_parquet_says_what_made_it(embed, tiny_release):
     assert about["embedding_space"] == Embedder.from_pretrained(tiny_release, engine="milrun").embedding_space
 
 
-def environment(**more):
-    return os.environ | {"PYTHONPATH": str(ROOT)} | more
-
-
 @pytest.mark.parametrize("out", ["out.npy", "out.jsonl", "out.parquet"])
-def test_a_killed_run_goes_on(tiny_release, embed, monkeypatch, capsys, out):
+def test_a_killed_run_goes_on(tiny_release, stubbed, monkeypatch, capsys, out):
     """SIGKILL in the middle; the same command does only the rest, and the output is that of one run."""
     texts = [f"text number {i}" for i in range(400)]
     write("in.jsonl", texts)
-    options = ["in.jsonl", "--field", "body", "--keep", "id", "--out", out]
-    # Small windows, so that a small input has many; the engine counts what it is given.
-    code = (
-        "import sys, corembed.embedder; corembed.embedder.WINDOW = 16\n"
-        "from corembed.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "embed", tiny_release, "--engine", "milrun", *options]
-    process = subprocess.Popen(command, env=environment())
+    arguments = ["embed", tiny_release, "in.jsonl", "--field", "body", "--keep", "id", "--out", out]
+    # Small windows, so that a small input has many.
+    command = [sys.executable, STUB, "--window", "16", "--delay", "0.005", *arguments]
+    process = subprocess.Popen(command, env=stub.ENVIRONMENT)
     state = f"{out}.part/state.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not os.path.exists(state):
         assert process.poll() is None
         assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     with open(state) as file:
@@ -159,17 +152,17 @@ def test_a_killed_run_goes_on(tiny_release, embed, monkeypatch, capsys, out):
         with open("out.npy.part/rows.npy", "ab") as file:
             file.write(b"x" * 777)
 
+    expected = stubbed.encode(texts)
+    stubbed.engine.calls = 0
     monkeypatch.setattr(loader, "WINDOW", 16)
-    calls, run = [], PackageEngine.run
-    monkeypatch.setattr(PackageEngine, "run", lambda self, *a: calls.append(1) or run(self, *a))
-    assert embed(*options, "--json") == 0
+    assert main([*map(str, arguments), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     rows, ids = read(out)
 
     assert 0 < before < 400
     assert (summary["texts"], summary["resumed_after"]) == (400, before)
-    assert len(calls) == 400 - before
-    np.testing.assert_array_equal(rows, Embedder.from_pretrained(tiny_release, engine="milrun").encode(texts))
+    assert stubbed.engine.calls == 400 - before
+    np.testing.assert_array_equal(rows, expected)
     assert ids in (None, list(range(400)))
 
 

@@ -10,10 +10,12 @@ import sys
 import chromadb
 import numpy as np
 import pytest
+import stub
 from chromadb.utils.embedding_functions import known_embedding_functions
+from helpers import ROOT
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from corembed import Embedder, release
+from corembed import Embedder, engines, release
 from corembed.engines import EngineError
 from corembed.integrations import papr
 from corembed.integrations.chroma import (
@@ -87,21 +89,27 @@ def test_chroma_embeds_each_side_with_its_prompt(client, prompted, sides):
     np.testing.assert_allclose(found["distances"][0], sorted(expected.values()), atol=1e-6)  # cosine distance
 
 
-def test_chroma_opens_a_collection_again_by_its_own_configuration(client, prompted, sides, tmp_path):
+def test_chroma_opens_a_collection_again_by_its_own_configuration(client, prompted, tmp_path, monkeypatch):
     """Another process that only imports the module gets the function back from Chroma's registry."""
-    open_collection(client, "texts", CorembedEmbeddingFunction(prompted, variant="fp16")).add(
-        ids=["0"], documents=TEXTS[:1]
-    )
+    monkeypatch.setattr(engines, "choose", lambda _, request: stub.Stub(request))
+    function = CorembedEmbeddingFunction(prompted, variant="int8")
+    open_collection(client, "texts", function).add(ids=["0"], documents=TEXTS[:1])
     code = (
-        "import sys, chromadb, corembed.integrations.chroma\n"
+        "import sys, stub, chromadb, corembed.integrations.chroma\n"
+        "from corembed import engines\n"
+        "engines.choose = lambda _, request: stub.Stub(request)\n"
         "c = chromadb.PersistentClient(sys.argv[1]).get_collection('texts')\n"
         "c.add(ids=['1', '2'], documents=sys.argv[2:])\n"
+        "print(c.configuration['embedding_function'].sides.embedder.variant)\n"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "chroma", *TEXTS[1:]], check=True)
+    environment = stub.ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", code, tmp_path / "chroma", *TEXTS[1:]]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
 
+    assert done.stdout.split() == ["int8"]
     assert known_embedding_functions["corembed"] is CorembedEmbeddingFunction
     got = client.get_collection("texts").get(ids=["0", "1", "2"], include=["embeddings"])["embeddings"]
-    np.testing.assert_allclose(got, sides[0], atol=1e-7)
+    np.testing.assert_allclose(got, Embedder.from_pretrained(prompted).encode_document(TEXTS), atol=1e-6)
 
 
 def test_chroma_keeps_what_decides_the_vectors_and_not_the_machine(prompted, embedder):

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import stub
 import uvicorn
 
 from corembed import Embedder
@@ -263,22 +263,22 @@ def test_one_bad_text_fails_one_request(embedder):
 def process(tiny_release, tmp_path):
     """`corembed serve` as a process with its key in the environment."""
     log = tmp_path / "log"
+    # Slow enough that requests wait when the signal comes, and nothing but the model is a stand-in.
     command = [
         sys.executable,
-        "-m",
-        "corembed",
+        stub.__file__,
+        "--delay",
+        "0.01",
         "serve",
         tiny_release,
-        "--engine",
-        "milrun",
         "--port",
         "0",
-        "--max-waiting",
-        "500",
+        "--grace",
+        "300",
     ]
     with log.open("wb") as opened:
         running = subprocess.Popen(
-            command, stdout=opened, stderr=opened, env=os.environ | {"COREMBED_API_KEY": KEY}
+            command, stdout=opened, stderr=opened, env=stub.ENVIRONMENT | {"COREMBED_API_KEY": KEY}
         )
     while not (found := re.search(r"running on (http://[\d.:]+)", log.read_text())):
         assert running.poll() is None, log.read_text()
@@ -304,7 +304,7 @@ def test_sigterm_finishes_what_was_accepted(process):
     late = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
 
     assert [len(a.data) for a in answers] == [20] * 16
-    assert running.wait(30) == 0
+    assert running.wait(300) == 0
     with pytest.raises(openai.APIConnectionError):
         late.models.list()
     assert KEY not in log.read_text()
