@@ -174,3 +174,26 @@ def test_a_mac_keeps_its_own_core_ml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(milrun.MilrunError, match="Mac"):
         milrun.install()
+
+
+def test_a_function_and_compute_units_are_chosen_by_name(build: Build, tmp_path: Path) -> None:
+    weight = np.eye(4, dtype=np.float32)
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for scale in (2, 3):
+        part = build(
+            lambda x, scale=scale: mb.linear(x=mb.mul(x=x, y=np.float32(scale)), weight=weight, name="y"),
+            x=((1, 4), "fp32"),
+        )
+        descriptor.add_function(str(part), "main", f"times{scale}")
+    descriptor.default_function_name = "times2"
+    path = str(tmp_path / "multi.mlpackage")
+    ct.utils.save_multifunction(descriptor, path)
+    x = np.arange(4, dtype=np.float32)[None]
+    with milrun.installed():
+        for name, factor in ((None, 2), ("times2", 2), ("times3", 3)):
+            for units in ct.ComputeUnit:
+                model = ct.models.MLModel(path, function_name=name, compute_units=units)
+                np.testing.assert_allclose(model.predict({"x": x})["y"], factor * x)
+                assert model.compute_unit == units
+        with pytest.raises(ValueError, match="times9"):
+            ct.models.MLModel(path, function_name="times9").predict({"x": x})
