@@ -40,6 +40,12 @@ class Options(TypedDict, total=False):
     truncate: Truncate
 
 
+class StreamOptions(Options, total=False):
+    """What `Embedder.encode_iter` takes beside the texts."""
+
+    window: int
+
+
 class Embedder:
     """Embeds texts with one variant of a release. Threads may share it.
 
@@ -181,9 +187,11 @@ class Embedder:
         blocks = list(self.encode_iter(texts, **options))
         return np.concatenate([np.empty((0, self._width(dimensions)), np.float32), *blocks])
 
-    def encode_iter(self, texts: Iterable[str], **options: Unpack[Options]) -> Iterator[Vectors]:
-        """Embed a stream: blocks of float32 (at most `WINDOW`, D), in order, as soon as each is done.
+    def encode_iter(self, texts: Iterable[str], **options: Unpack[StreamOptions]) -> Iterator[Vectors]:
+        """Embed a stream: blocks of float32 (at most `window`, D), in order, as soon as each is done.
 
+        `window` (default `WINDOW`) is how many texts are sorted and packed together. A smaller one gives blocks
+        sooner, a larger one fuller batches.
         Takes what `encode` takes. Arguments are checked at the call, texts as they come.
         """
         if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
@@ -191,9 +199,10 @@ class Embedder:
         truncate = options.get("truncate", "warn")
         if truncate not in {"error", "warn", "silent"}:
             raise ValueError(f"truncate={truncate!r}: expected error, warn or silent")
-        batch_size = options.get("batch_size")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        for name in ("batch_size", "window"):
+            count = options.get(name)
+            if isinstance(count, int) and count < 1:
+                raise ValueError(f"{name}={count}: expected at least 1")
         width = self._width(options.get("dimensions"))
         prefix = self._prefix(options.get("prompt_name"), options.get("prompt"))
         return self._blocks(texts, prefix, width, options)
@@ -256,11 +265,13 @@ class Embedder:
             )
         return self.release.prompts[name]
 
-    def _blocks(self, texts: Iterable[str], prefix: str, width: int, options: Options) -> Iterator[Vectors]:
+    def _blocks(
+        self, texts: Iterable[str], prefix: str, width: int, options: StreamOptions
+    ) -> Iterator[Vectors]:
         truncate, normalize = options.get("truncate", "warn"), options.get("normalize", True)
         source, start, cut = iter(texts), 0, 0
         with _progress(texts, show=options.get("show_progress", False)) as progress:
-            while window := list(itertools.islice(source, WINDOW)):
+            while window := list(itertools.islice(source, options.get("window", WINDOW))):
                 tokens = self._tokens(window, prefix, start)
                 over = [i for i, item in enumerate(tokens) if item.cut]
                 if over and truncate == "error":

@@ -1,6 +1,6 @@
 """A model that costs nothing, for tests of what is around it in processes of their own: torch takes seconds to import.
 
-`python tests/stub.py [--delay SECONDS] [--window TEXTS] COMMAND …` is `corembed COMMAND …` with it.
+`python tests/stub.py [--delay SECONDS] COMMAND …` is `corembed COMMAND …` with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corembed import embedder, engines
+from corembed import engines
 from corembed.cli import main
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -39,8 +39,6 @@ class Stub:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay", type=float, default=0)
-    parser.add_argument("--window", type=int, default=embedder.WINDOW)
     options, rest = parser.parse_known_args()
-    embedder.WINDOW = options.window
     engines.choose = lambda _, request: Stub(request, options.delay)
     sys.exit(main(rest))

@@ -14,7 +14,6 @@ import stub
 from pyarrow import parquet
 
 from corembed import Embedder, engines
-from corembed import embedder as loader
 from corembed.__main__ import main
 from corembed.engines.packages import PackageEngine
 
@@ -130,13 +129,25 @@ def test_parquet_says_what_made_it(embed, tiny_release):
 
 
 @pytest.mark.parametrize("out", ["out.npy", "out.jsonl", "out.parquet"])
-def test_a_killed_run_goes_on(tiny_release, stubbed, monkeypatch, capsys, out):
+def test_a_killed_run_goes_on(tiny_release, stubbed, capsys, out):
     """SIGKILL in the middle; the same command does only the rest, and the output is that of one run."""
     texts = [f"text number {i}" for i in range(400)]
     write("in.jsonl", texts)
-    arguments = ["embed", tiny_release, "in.jsonl", "--field", "body", "--keep", "id", "--out", out]
+    arguments = [
+        "embed",
+        tiny_release,
+        "in.jsonl",
+        "--field",
+        "body",
+        "--keep",
+        "id",
+        "--window",
+        "16",
+        "--out",
+        out,
+    ]
     # Small windows, so that a small input has many.
-    command = [sys.executable, STUB, "--window", "16", "--delay", "0.005", *arguments]
+    command = [sys.executable, STUB, "--delay", "0.005", *arguments]
     process = subprocess.Popen(command, env=stub.ENVIRONMENT)
     state = f"{out}.part/state.json"
     deadline = time.monotonic() + 300
@@ -154,7 +165,6 @@ def test_a_killed_run_goes_on(tiny_release, stubbed, monkeypatch, capsys, out):
 
     expected = stubbed.encode(texts)
     stubbed.engine.calls = 0
-    monkeypatch.setattr(loader, "WINDOW", 16)
     assert main([*map(str, arguments), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     rows, ids = read(out)
@@ -168,7 +178,6 @@ def test_a_killed_run_goes_on(tiny_release, stubbed, monkeypatch, capsys, out):
 
 def interrupted(embed, monkeypatch, out="out.npy"):
     """A run of five texts that ends after its first window."""
-    monkeypatch.setattr(loader, "WINDOW", 2)
     calls, run = [], PackageEngine.run
 
     def stop(self, *arguments):
@@ -178,7 +187,7 @@ def interrupted(embed, monkeypatch, out="out.npy"):
         return run(self, *arguments)
 
     monkeypatch.setattr(PackageEngine, "run", stop)
-    assert embed(write("in.txt"), "--out", out) == 130
+    assert embed(write("in.txt"), "--window", "2", "--out", out) == 130
     monkeypatch.setattr(PackageEngine, "run", run)
 
 

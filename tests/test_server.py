@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 import stub
 import uvicorn
 
-from corembed import Embedder
+from corembed import Embedder, release
 from corembed.server import app
 from corembed.server.settings import Settings, read_keys
 
@@ -257,6 +259,60 @@ def test_one_bad_text_fails_one_request(embedder):
     assert [e is None for e in errors] == [True, False, True, True]
     assert errors[1].status_code == 500
     assert "log" in errors[1].body["message"]
+
+
+def test_prompts_and_dimensions_of_the_release(tiny_release, tmp_path):
+    folder = shutil.copytree(tiny_release, tmp_path / "release")
+    changes = {"prompts": {"query": "find: "}, "matryoshka_dimensions": (8,)}
+    (folder / release.FILE).write_text(dataclasses.replace(release.read(folder), **changes).to_json())
+    prompted = Embedder.from_pretrained(folder, engine="milrun")
+    with serving(prompted) as make:
+        answer = make().embeddings.create(
+            model="tiny", input=["sea"], dimensions=8, extra_body={"prompt_name": "query"}
+        )
+        plain = make().embeddings.create(model="tiny", input=["sea"])
+
+    np.testing.assert_array_equal(
+        np.float32(answer.data[0].embedding), prompted.encode("find: sea", dimensions=8)
+    )
+    np.testing.assert_array_equal(np.float32(plain.data[0].embedding), prompted.encode("sea"))
+    assert answer.usage.prompt_tokens == plain.usage.prompt_tokens + 2  # "find" and ":"
+
+
+def test_a_server_told_to_truncate_cuts(embedder):
+    with serving(embedder, truncate=True) as make:
+        answer = make().embeddings.create(model="tiny", input="word " * 100)
+
+    np.testing.assert_array_equal(np.float32(answer.data[0].embedding), embedder.encode("word " * 62))
+    assert answer.usage.prompt_tokens == 64
+
+
+def test_a_client_that_is_gone_is_not_embedded_for(embedder, monkeypatch):
+    """It hangs up while it waits: its place is free at its turn, and the model never sees its text."""
+    calls = []
+    encode = embedder.encode
+    monkeypatch.setattr(
+        embedder,
+        "encode",
+        lambda texts, *rest, **options: calls.append(list(texts)) or encode(texts, *rest, **options),
+    )
+    with serving(embedder) as make, ThreadPoolExecutor(2) as pool:
+        seen = embedder.engine.calls
+        embedder.engine.open.clear()
+        try:
+            first = pool.submit(make().embeddings.create, model="tiny", input="first")
+            until(lambda: embedder.engine.calls > seen)
+            with pytest.raises(openai.APITimeoutError):
+                make(timeout=0.3).embeddings.create(model="tiny", input="gone")
+            last = pool.submit(make().embeddings.create, model="tiny", input="last")
+            health = f"{make().base_url}".removesuffix("v1/") + "health"
+            until(lambda: httpx.get(health).json()["pending"] == 3)
+        finally:
+            embedder.engine.open.set()
+        assert first.result().data
+        assert last.result().data
+
+    assert calls == [["first"], ["last"]]
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from corembed.cli import model
 from corembed.cli.embedding.outputs import Output, line
 from corembed.cli.embedding.sources import FORMATS, STDIN, Record, Source
 from corembed.cli.errors import UserError
-from corembed.embedder import Embedder, Options
+from corembed.cli.text import count
+from corembed.embedder import Embedder, StreamOptions
 
 HELP = "embed texts from stdin, files, JSONL or Parquet to npy, JSONL or Parquet"
 
@@ -58,6 +59,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="warn",
         help="texts beyond the model's length; default: warn",
     )
+    group.add_argument(
+        "--window",
+        type=count,
+        default=256,
+        help="texts sorted by length and packed together; a killed run loses at most so many; default: 256",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     group.add_argument("--restart", action="store_true", help="forget what an interrupted run left")
@@ -73,10 +80,11 @@ def run(options: argparse.Namespace) -> int:
         width = embedder.encode([], prompt_name=options.prompt_name, dimensions=options.dimensions).shape[1]
     except ValueError as error:
         raise UserError(str(error)) from error
-    encoding: Options = {
+    encoding: StreamOptions = {
         "prompt_name": options.prompt_name,
         "dimensions": options.dimensions,
         "truncate": options.truncate,
+        "window": options.window,
     }
     start = time.monotonic()
     if options.out == STDIN:
@@ -123,7 +131,9 @@ def _about(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _to_file(embedder: Embedder, source: Source, encoding: Options, output: Output, *, show: bool) -> None:
+def _to_file(
+    embedder: Embedder, source: Source, encoding: StreamOptions, output: Output, *, show: bool
+) -> None:
     from tqdm import tqdm  # noqa: PLC0415  # huggingface-hub brings it; not needed to show help
 
     records = source.records()
@@ -141,7 +151,7 @@ def _to_file(embedder: Embedder, source: Source, encoding: Options, output: Outp
     output.finish()
 
 
-def _to_stdout(embedder: Embedder, source: Source, encoding: Options) -> None:
+def _to_stdout(embedder: Embedder, source: Source, encoding: StreamOptions) -> None:
     for block, vectors in _blocks(embedder, source.records(), encoding):
         for record, vector in zip(block, vectors, strict=True):
             sys.stdout.buffer.write(line(vector, record.kept))
@@ -149,7 +159,7 @@ def _to_stdout(embedder: Embedder, source: Source, encoding: Options) -> None:
 
 
 def _blocks(
-    embedder: Embedder, records: Iterator[Record], encoding: Options
+    embedder: Embedder, records: Iterator[Record], encoding: StreamOptions
 ) -> Iterator[tuple[list[Record], Any]]:
     """Blocks of records with their vectors. The embedder reads ahead by one window, and that much is held."""
     ahead: deque[Record] = deque()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from corembed.cli import model
 from corembed.cli.errors import UserError, needs
+from corembed.cli.text import count
 
 HELP = "serve a release as an OpenAI-compatible API"
 
@@ -32,21 +33,21 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--allow-anonymous", action="store_true", help="serve other machines without an API key"
     )
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-inputs", type=_count, default=2048, help="texts in a request; default: 2048")
+    limits.add_argument("--max-inputs", type=count, default=2048, help="texts in a request; default: 2048")
     limits.add_argument(
-        "--max-text-bytes", type=_count, default=1 << 18, help="bytes of a text; default: 262144"
+        "--max-text-bytes", type=count, default=1 << 18, help="bytes of a text; default: 262144"
     )
     limits.add_argument(
-        "--max-body-bytes", type=_count, default=1 << 24, help="bytes of a request; default: 16777216"
+        "--max-body-bytes", type=count, default=1 << 24, help="bytes of a request; default: 16777216"
     )
     limits.add_argument(
-        "--max-waiting", type=_count, default=64, help="requests in the queue, the next gets 429; default: 64"
+        "--max-waiting", type=count, default=64, help="requests in the queue, the next gets 429; default: 64"
     )
     limits.add_argument(
         "--max-wait", type=float, default=60.0, help="seconds in the queue before 503; default: 60"
     )
     limits.add_argument(
-        "--grace", type=_count, default=30, help="seconds to finish requests at the end; default: 30"
+        "--grace", type=count, default=30, help="seconds to finish requests at the end; default: 30"
     )
     limits.add_argument(
         "--truncate", action="store_true", help="cut texts beyond the model's length instead of refusing them"
@@ -93,11 +94,4 @@ def _port(text: str) -> int:
     value = int(text)
     if not 0 <= value < 1 << 16:
         raise argparse.ArgumentTypeError(f"{value} is not a port")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value

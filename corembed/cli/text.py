@@ -44,3 +44,11 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [head, *rows]
     )
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1; for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value

@@ -114,7 +114,11 @@ class Queue:
         for job in list(self._jobs):
             if job.done.done() or await job.gone():
                 self._jobs.remove(job)
-                job.done.cancel()
+                if not job.done.done():
+                    job.done.set_exception(
+                        ApiError(499, "the client is gone")
+                    )  # nginx's number; nobody reads it
+                job.started.set()
                 continue
             key = (job.prompt_name, job.dimensions)
             first = first or key

@@ -27,6 +27,10 @@ HEADER = 128
 """Bytes of an npy header; numpy pads that of any float32 matrix to this size."""
 
 
+ROW_GROUP = 4096
+"""Rows of a Parquet row group, at least: a reader wants few, and that many vectors fit any memory."""
+
+
 class Rows(Protocol):
     """Rows on disk, in one of the formats."""
 
@@ -127,18 +131,18 @@ class Parquet:
         for path in self._blocks():
             if int(path.stem.removeprefix("rows-")) >= rows:
                 path.unlink()
+        self.rows = rows
 
     def write(self, vectors: Vectors, kept: Sequence[dict[str, Any]]) -> None:
         """See `Rows`."""
         pa = self._pa
-        before = sum(self._parquet.read_metadata(p).num_rows for p in self._blocks()[-1:])
-        start = int(self._blocks()[-1].stem.removeprefix("rows-")) + before if self._blocks() else 0
         flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float32())
         columns = {name: pa.array([fields[name] for fields in kept]) for name in (kept[0] if kept else ())}
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self.width)
         temporary = self.folder / "block.tmp"
         self._parquet.write_table(pa.table(columns), temporary)
-        temporary.rename(self.folder / f"rows-{start:012}.parquet")
+        temporary.rename(self.folder / f"rows-{self.rows:012}.parquet")
+        self.rows += len(vectors)
 
     def finish(self, rows: int) -> Path:
         """See `Rows`."""
@@ -151,8 +155,12 @@ class Parquet:
             [self._parquet.read_schema(p) for p in blocks] or [empty], promote_options="permissive"
         )
         with self._parquet.ParquetWriter(out, schema.with_metadata(self.about)) as writer:
+            tables: list[Any] = []
             for path in blocks:
-                writer.write_table(self._parquet.read_table(path).cast(schema))
+                tables.append(self._parquet.read_table(path).cast(schema))
+                if sum(map(len, tables)) >= ROW_GROUP or path == blocks[-1]:
+                    writer.write_table(pa.concat_tables(tables))
+                    tables.clear()
         return out
 
 
