@@ -13,13 +13,14 @@ from corembed.tokenizer import Tokens
 from pipeline import agreement
 from pipeline.runner import Runner, Vectors
 
-PROBES = 8  # texts that each setting is tried with
+PROBES = 8  # texts at most that each setting is tried with; one for every 16 that a model is judged on
 
 
 def short(runner: Runner, tokens: Sequence[Tokens]) -> list[Tokens]:
     """Texts that leave padding in every bucket, evenly drawn."""
+    count = min(max(len(tokens) // 16, 2), PROBES)
     fit = [t for t in tokens if len(t.ids) < runner.buckets[0].length]
-    return fit[:: max(len(fit) // PROBES, 1)][:PROBES]
+    return fit[:: max(len(fit) // count, 1)][:count]
 
 
 def _least(pairs: Sequence[Vectors]) -> float | None:
