@@ -47,6 +47,11 @@ class Gates:
     """Least share of the estimated cost that Core ML places on the Neural Engine; judged on a Mac only."""
 
 
+def mrl_limit(min_cosine: float) -> float:
+    """What a vector cut to fewer dimensions must reach: twice the error, as it averages over fewer entries."""
+    return 2 * min_cosine - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
     """Labelled texts: `wiki`, or a data set as `hub:OWNER/NAME` (with a revision) or `path:FOLDER`."""
@@ -125,6 +130,7 @@ class Model:
     batches: tuple[int, ...] = (1,)
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     retrieval: Retrieval | None = None
+    matryoshka_dimensions: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +192,7 @@ def model(name: str, params: Mapping[str, Any] | None = None) -> Model:
     entry["max_lengths"] = tuple(entry.get("max_lengths", ()))
     entry["layouts"] = tuple(entry.get("layouts", ("single",)))
     entry["batches"] = tuple(entry.get("batches", (1,)))
+    entry["matryoshka_dimensions"] = tuple(entry.get("matryoshka_dimensions", ()))
     if entry.get("retrieval") is not None:
         entry["retrieval"] = _record(Retrieval, f"{where}.retrieval", entry["retrieval"])
     found: Model = _record(Model, where, {"revision": None, "license": None} | entry, name=name)

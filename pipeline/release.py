@@ -250,7 +250,7 @@ def _record(
         recipe=recipe,
         prompts=reference["prompts"],
         default_prompt=reference["default_prompt"],
-        matryoshka_dimensions=(),
+        matryoshka_dimensions=tuple(reference["matryoshka_dimensions"]),
         tokenizer=tokenizer,
         target=record["target"],
         functions=tuple(Function(**f) for f in record["functions"]),

@@ -72,12 +72,15 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def gates(row: Mapping[str, Any], limits: Mapping[str, float]) -> list[dict[str, Any]]:
     """Each gate of a build with what was measured, what is allowed, and whether it holds; null is not measured."""
-    found = [
-        {"name": text, "measured": row.get(figure), "allowed": f"at least {limits[gate]}",
-         "passed": None if row.get(figure) is None else row[figure] >= limits[gate],
-         "applies": row.get(figure) is not None or figure not in OPTIONAL}
-        for figure, gate, text in GATES
-    ]  # fmt: skip
+    found = []
+    for figure, gate, text in GATES:
+        value = row.get(figure)
+        limit = params.mrl_limit(limits[gate]) if figure == "mrl_min_cosine" else limits[gate]
+        found.append(
+            {"name": text, "measured": value, "allowed": f"at least {limit:g}",
+             "passed": None if value is None else value >= limit,
+             "applies": value is not None or figure not in OPTIONAL}
+        )  # fmt: skip
     found.append(
         {"name": "spread of similarities against the original's", "measured": row["relative_spread"],
          "allowed": "at least 0.5", "passed": row["relative_spread"] >= 0.5, "applies": True}

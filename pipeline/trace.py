@@ -194,6 +194,10 @@ def describe(entry: params.Model, checkpoint_folder: Path, out: Path) -> dict[st
     """Copy the small files to `out` and write `reference.json`: recipe, prompts, tokenizer, dimension."""
     source = open_source(checkpoint_folder, entry.recipe)
     check_buckets(source, entry.max_lengths)
+    if too_wide := [d for d in entry.matryoshka_dimensions if d >= source.dimension]:
+        raise PipelineError(
+            f"matryoshka_dimensions {too_wide[0]} is not below the model's {source.dimension} dimensions"
+        )
     tokenizer = read_tokenizer(checkpoint_folder, source.config.vocabulary, entry.max_lengths[-1])
     prompts, default = read_prompts(checkpoint_folder)
     for name in SMALL_FILES:
@@ -205,6 +209,7 @@ def describe(entry: params.Model, checkpoint_folder: Path, out: Path) -> dict[st
         "dimension": source.dimension,
         "prompts": prompts,
         "default_prompt": default,
+        "matryoshka_dimensions": list(entry.matryoshka_dimensions),
     }
     write_json(out / "reference.json", record)
     return record

@@ -50,7 +50,7 @@ def judge(figures: Mapping[str, Any], gates: params.Gates) -> list[str]:
         "layout_min_cosine": gates.min_cosine,
         "padding_min_cosine": gates.min_cosine,
         "batch_min_cosine": gates.min_cosine,
-        "mrl_min_cosine": gates.min_cosine,
+        "mrl_min_cosine": params.mrl_limit(gates.min_cosine),
     }
     missed = [
         f"{name} {figures[name]:.6f}, allowed at least {limit}"
@@ -141,7 +141,7 @@ def measure(
         "p1_cosine": float(np.quantile(each, 0.01)),
         "median_cosine": float(np.median(each)),
     }
-    cut = matryoshka(vectors[0], expected, record.get("matryoshka_dimensions", ()))
+    cut = matryoshka(vectors[0], expected, record["matryoshka_dimensions"])
     good = labelled(first, reference, record)
     figures |= {
         "texts": len(rows),

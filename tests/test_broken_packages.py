@@ -27,7 +27,7 @@ def sound(tiny_checkpoint, tmp_path_factory):
     root = tmp_path_factory.mktemp("sound")
     source = shutil.copytree(tiny_checkpoint(), root / "source")
     (source / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS}))
-    entry, where = build_places(source, root / "work", "fp16", parity_texts=60)
+    entry, where = build_places(source, root / "work", "fp16", parity_texts=60, matryoshka_dimensions=(8, 16))
     reference(entry, where.checkpoint, where.reference)
     return entry, where
 
@@ -68,6 +68,9 @@ def test_the_sound_package_passes(sound, tmp_path):
     assert figures["passed"]
     assert figures["min_cosine"] > 0.9995
     assert figures["padding_min_cosine"] > 0.9999
+    cut = json.loads((tmp_path / "evidence.json").read_text())["matryoshka"]
+    assert set(cut) == {"8", "16"}
+    assert 0.999 < figures["mrl_min_cosine"] == min(cut.values()) < 1
 
 
 def test_a_layer_perturbed_by_a_hundredth(sound, copy, tmp_path):

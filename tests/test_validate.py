@@ -15,6 +15,9 @@ GOOD = {
     "relative_spread": 1.0,
     "bucket_min_cosine": 0.9999,
     "layout_min_cosine": None,
+    "padding_min_cosine": 0.9999,
+    "batch_min_cosine": 0.9999,
+    "mrl_min_cosine": 0.991,  # twice the error that the whole vector may have
 }
 
 
@@ -52,3 +55,24 @@ def test_duplicates_are_left_out():
     vectors = np.array([[1, 0], [0, 1], [1, 0], [1, 1]], np.float32)
 
     assert agreement.distinct(vectors).tolist() == [0, 1, 3]
+
+
+def test_the_quality_gate_holds_against_the_upper_end_of_the_interval():
+    gates = Gates(min_cosine=0.995, max_quality_drop=0.01)
+
+    assert judge(GOOD | {"ndcg10_drop": 0.002, "ndcg10_drop_high": 0.009}, gates) == []
+    (missed,) = judge(GOOD | {"ndcg10_drop": 0.002, "ndcg10_drop_high": 0.011}, gates)
+    assert missed == "ndcg10_drop_high 0.0110, allowed at most 0.01"
+
+
+def test_figures_by_language_domain_and_length():
+    rows = [{"language": "en", "domain": "news"}, {"language": "fr", "domain": "news"}]
+    found = agreement.groups(rows, [5, 200], np.array([0.9, 0.8]))
+
+    assert [(g["kind"], g["group"], g["texts"], g["min"]) for g in found] == [
+        ("domain", "news", 2, 0.8),
+        ("language", "en", 1, 0.9),
+        ("language", "fr", 1, 0.8),
+        ("length", "1-8 tokens", 1, 0.9),
+        ("length", "129-256 tokens", 1, 0.8),
+    ]
