@@ -54,6 +54,8 @@ _COMPRESSION = (
 )
 _MORE_COMPRESSION = (
     "converters/mil/frontend/torch/test/test_torch_quantization_ops.py",
+    "test/ml_program/test_compression.py",
+    "test/optimize/api/test_optimize_api.py",
     "test/optimize/coreml/test_passes.py",
 )
 SUITES = {

@@ -39,7 +39,7 @@ REASONS = {
         "of `lstm` asks for one row an element of the batch: undefined behaviour"
     ),
     "TestStack::test_stack_dynamic_range_dim": (
-        "expects a refusal: the model's *default* shape doesn't fit its `stack`. The shape given does, and milrun, which doesn't "
+        "a difference, no wrong number: expects a refusal, since the model's *default* shape doesn't fit its `stack`. The shape given does, and milrun, which doesn't "
         "compile for the default shape, computes the right result"
     ),
 }

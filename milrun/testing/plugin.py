@@ -22,6 +22,7 @@ import importlib.machinery
 import inspect
 import json
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -233,11 +234,12 @@ def pytest_collection_finish() -> None:
 
 
 def test_id(item: Any) -> str:
-    """The id of a test relative to the coremltools folder."""
+    """The id of a test relative to the coremltools folder, without addresses: those differ in each process."""
     import coremltools  # noqa: PLC0415
 
     root = Path(inspect.getfile(coremltools)).parent
-    return f"{Path(item.path).relative_to(root).as_posix()}::{item.nodeid.split('::', 1)[1]}"
+    name = re.sub(r" at 0x[0-9a-f]+", "", item.nodeid.split("::", 1)[1])
+    return f"{Path(item.path).relative_to(root).as_posix()}::{name}"
 
 
 test_id.__test__ = False  # type: ignore[attr-defined]
