@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ class Trial:
         if kind != "SIGKILL":
             self.hub.faults.append(
                 Fault(
-                    route, kind, skip=self.draw.choice([0, 0, 0, 1, 2]), times=self.draw.choice([1, 1, 2, 9])
+                    route,
+                    kind,
+                    skip=self.draw.choice([0, 0, 0, 1, 2]),
+                    times=self.draw.choice([1, 1, 1, 1, 2, 7]),
                 )
             )
         code, first = self.attempt(kind, check=False)
@@ -166,6 +170,22 @@ class Trial:
         }
 
 
+def trials(built: Project, folder: Path, limit: int, numbers: range, seed: int) -> list[dict[str, Any]]:
+    """Many runs with one setting."""
+    with running() as hub:
+        hub.token, hub.part_bytes = TOKEN, 400_000
+        project = built.copy(folder, "corembed")
+        project.hub = hub
+        project.params(files_per_commit=limit)
+        trial = Trial(project, random.Random(seed + limit))  # noqa: S311  # not for secrets
+        results = []
+        for number in numbers:
+            results.append(trial.run(number, limit))
+            last = results[-1]
+            print(number, last["fault"], last["first"], last["main_between"], *last["problems"], flush=True)
+        return results
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.publish_faults", description=__doc__)
@@ -173,26 +193,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()
-    results = []
-    for half, limit in enumerate(LIMITS):
-        with tempfile.TemporaryDirectory() as scratch, running() as hub:
-            hub.token, hub.part_bytes = TOKEN, 400_000
-            folder = Path(scratch)
-            (folder / "checkpoint").mkdir()
-            project = make(folder, hub, checkpoint(folder / "checkpoint"), mixed=True)
-            project.params(files_per_commit=limit)
-            trial = Trial(project, random.Random(options.seed + half))  # noqa: S311  # not for secrets
-            for number in range(half, options.runs, len(LIMITS)):
-                results.append(trial.run(number, limit))
-                last = results[-1]
-                print(
-                    len(results),
-                    last["fault"],
-                    last["first"],
-                    last["main_between"],
-                    *last["problems"],
-                    flush=True,
+    with tempfile.TemporaryDirectory() as scratch, running() as source:
+        folder = Path(scratch)
+        (folder / "checkpoint").mkdir()
+        built = make(folder / "built", source, checkpoint(folder / "checkpoint"), mixed=True)
+        with ThreadPoolExecutor(len(LIMITS)) as pool:  # each with a hub and a copy of the project of its own
+            jobs = [
+                pool.submit(
+                    trials,
+                    built,
+                    folder / str(limit),
+                    limit,
+                    range(half, options.runs, len(LIMITS)),
+                    options.seed,
                 )
+                for half, limit in enumerate(LIMITS)
+            ]
+            results = [result for job in jobs for result in job.result()]
     count = collections.Counter
     report = {
         "runs": len(results),
