@@ -130,7 +130,8 @@ def push(api: HfApi, repo: str, out: Path, release: Release, settings: params.Pu
     repository = Repository(api, repo)
     repository.call("creating", lambda: api.create_repo(repo, private=settings.private, exist_ok=True))
     work = Push(repository, out, files, f"v{settings.version}")
-    return work.to_pull_request() if settings.create_pr else work.to_main(settings.files_per_commit)
+    go = work.to_pull_request if settings.create_pr else work.to_main
+    return go(settings.files_per_commit)
 
 
 def publish(

@@ -147,14 +147,14 @@ class Push:
         operations: list[Operation] = [CommitOperationAdd(p, str(self.folder / p)) for p in changed]
         return operations + [CommitOperationDelete(p) for p in gone]
 
-    def upload(self, operations: list[Operation], revision: str, *, create_pr: bool = False) -> None:
+    def upload(self, operations: list[Operation], revision: str) -> None:
         """Large files, each content once: the client would send equal files of one commit side by side."""
         additions = [o for o in operations if isinstance(o, CommitOperationAdd)]
         unique = {self.files[o.path_in_repo].sha256: o for o in additions}
         self.repository.call(
             "uploading",
             lambda: self.api.preupload_lfs_files(
-                self.name, additions=list(unique.values()), revision=revision, create_pr=create_pr
+                self.name, additions=list(unique.values()), revision=revision
             ),
         )
 
@@ -193,31 +193,45 @@ class Push:
             operations = left
         raise AssertionError
 
-    def staged(self, main: State, limit: int) -> State:
-        """Many files: commits of at most `limit` operations on a pull request, then one merge."""
-        title = f"Release {self.tag} on {main.commit[:12]}"
-        pulls = self.repository.call(
-            "listing pull requests",
-            lambda: list(
-                self.api.get_repo_discussions(
-                    self.name, discussion_type="pull_request", discussion_status="open"
-                )
-            ),
-        )
-        number = next((p.num for p in pulls if p.title == title), None)
-        if number is None:
-            number = self.repository.call(
-                "opening a pull request", lambda: self.api.create_pull_request(self.name, title=title).num
+    def _pull(self, title: str) -> int:
+        """The number of the open pull request of this title; opened if there is none, and never twice."""
+        for attempt in itertools.count(1):
+            pulls = self.repository.call(
+                "listing pull requests",
+                lambda: list(
+                    self.api.get_repo_discussions(
+                        self.name, discussion_type="pull_request", discussion_status="open"
+                    )
+                ),
             )
+            if number := next((p.num for p in pulls if p.title == title), None):
+                return number
+            try:
+                return self.api.create_pull_request(self.name, title=title).num
+            except (HfHubHTTPError, httpx2.TransportError) as error:
+                if not _passing(error) or attempt == TRIES:
+                    raise PipelineError(
+                        f"{self.name}: opening a pull request failed: {_reason(error)}; run again"
+                    ) from error
+                self.repository.wait(min(2.0 ** (attempt - 1), 16))
+        raise AssertionError
+
+    def stage(self, main: State, limit: int) -> tuple[int, bool]:
+        """The release on a pull request, in commits of at most `limit` operations: its number, and if any was made."""
+        number = self._pull(f"Release {self.tag} on {main.commit[:12]}")
         reference = f"refs/pr/{number}"
-        state = self.repository.state(reference)
+        state, made = self.repository.state(reference), False
         while operations := self.differences(state):
-            state = self.commit(reference, state, operations[:limit])
+            state, made = self.commit(reference, state, operations[:limit]), True
         details = self.repository.call("reading", lambda: self.api.get_discussion_details(self.name, number))
         if details.status == "draft":
             self.repository.call(
                 "opening", lambda: self.api.change_discussion_status(self.name, number, "open")
             )
+        return number, made
+
+    def merged(self, main: State, number: int) -> State:
+        """Main after the pull request was merged."""
         now = self.repository.state("main")
         if now.commit != main.commit and self.differences(now):
             raise PipelineError(
@@ -243,11 +257,10 @@ class Push:
         operations = self.differences(main)
         state = main
         if operations:
-            state = (
-                self.commit("main", main, operations)
-                if len(operations) <= limit
-                else self.staged(main, limit)
-            )
+            if len(operations) <= limit:
+                state = self.commit("main", main, operations)
+            else:
+                state = self.merged(main, self.stage(main, limit)[0])
         if self.differences(state):
             raise PipelineError(
                 f"{self.name}: main is not this release after the commit; somebody else writes there"
@@ -267,30 +280,11 @@ class Push:
                     f"{self.name}: tag {self.tag} could not be set on {commit[:12]}: {error}"
                 ) from error
 
-    def to_pull_request(self) -> Pushed:
+    def to_pull_request(self, limit: int) -> Pushed:
         """Propose this release; the tag comes when it is merged and publish is run again without `create_pr`."""
-        title = f"Release {self.tag}"
-        pulls = self.repository.call(
-            "listing pull requests",
-            lambda: list(
-                self.api.get_repo_discussions(
-                    self.name, discussion_type="pull_request", discussion_status="open"
-                )
-            ),
-        )
-        for pull in pulls:
-            state = self.repository.state(f"refs/pr/{pull.num}")
-            if pull.title == title and not self.differences(state):
-                return Pushed(state.commit, None, pull.url, made=False)
         main = self.repository.state("main")
-        operations = self.differences(main)
-        if not operations:
+        if not self.differences(main):
             return Pushed(main.commit, None, None, made=False)
-        self.upload(operations, "main", create_pr=True)
-        made = self.repository.call(
-            "opening a pull request",
-            lambda: self.api.create_commit(
-                self.name, operations, commit_message=title, parent_commit=main.commit, create_pr=True
-            ),
-        )
-        return Pushed(made.oid, None, made.pr_url, made=True)
+        number, made = self.stage(main, limit)
+        state = self.repository.state(f"refs/pr/{number}")
+        return Pushed(state.commit, None, f"{self.api.endpoint}/{self.name}/discussions/{number}", made=made)

@@ -159,6 +159,7 @@ STAGED = [
     ("merge", "lost"),
     ("merge", 502),
     ("propose", "drop"),
+    ("propose", "lost"),
     ("status", 503),
     ("discussion", "drop"),
     ("discussions", 500),
@@ -178,6 +179,7 @@ def test_a_passing_fault_is_survived_without_a_second_commit(hub, new, route, ki
     assert [f.route for f in hub.struck] == [route]
     assert contents(hub) == contents(hub, "v2.0.0") == NEW
     assert len(titles(hub)) == 3
+    assert len(hub.store.repositories[REPO].pulls) == (limit == 2)
 
 
 def test_a_run_after_an_interruption_finishes_and_uploads_only_the_rest(hub, new):
@@ -207,8 +209,8 @@ def test_a_large_file_goes_in_parts(hub, new):
 
 
 def test_a_pull_request_changes_nothing_until_it_is_merged(hub, new):
-    pushed = new.to_pull_request()
-    again = new.to_pull_request()
+    pushed = new.to_pull_request(100)
+    again = new.to_pull_request(100)
 
     assert contents(hub) == OLD
     assert contents(hub, "refs/pr/1") == NEW
