@@ -1,4 +1,7 @@
-"""Check every byte of a release folder against its release.json; exit code 0 only if all are as it says."""
+"""Check a release folder against its release.json: every byte, and what it says of its origin; needs no network.
+
+The exit code is 0 only if all is as it says.
+"""
 
 from __future__ import annotations
 
@@ -24,5 +27,8 @@ def run(options: argparse.Namespace) -> int:
     if problems:
         print(f"{options.folder}: {len(problems)} problems; fetch the release again", file=sys.stderr)
         return 1
-    print(f"{options.folder}: every byte is what {release.FILE} says")
+    record = release.read(options.folder)
+    documents = " and ".join(path for path in (record.provenance, record.sbom) if path)
+    agree = f"; {documents} agree with it" if documents else ""
+    print(f"{options.folder}: every byte is what {release.FILE} says{agree}")
     return 0
