@@ -110,7 +110,7 @@ def make(folder: Path, hub: Hub, checkpoint: Path, *, mixed: bool = False) -> Pr
     params["variants"] = {"fp16": params["variants"]["fp16"]} | params["quantized"]
     variants = list(params["variants"])
     (project.folder / "params.yaml").write_text(yaml.safe_dump(params))
-    stages = ["download tiny", "trace tiny", "reference tiny", "convert tiny"]
+    stages = ["download tiny", "trace tiny", "reference tiny", "calibrate tiny", "convert tiny"]
     stages += [f"quantize tiny {v}" for v in variants if v != "fp16"]
     stages += [f"{stage} tiny {v}" for stage in ("audit", "validate", "benchmark") for v in variants]
     project.run("-c", STAGES, "\n".join(stages))
