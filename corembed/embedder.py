@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from corembed import batching, download, engines, machine
+from corembed import download, engines, machine
 from corembed import source as origin
-from corembed.errors import ReleaseError, TextError, TruncationError, VectorError
+from corembed.encoding import Job, Truncate, checked
+from corembed.engines.base import Vectors
+from corembed.errors import ReleaseError
 from corembed.release import Function, Release
-from corembed.tokenizer import TextTokenizer, Tokenized, Tokens
-
-Vectors = npt.NDArray[np.float32]
-Truncate = Literal["error", "warn", "silent"]
+from corembed.tokenizer import TextTokenizer, Tokenized
 
 WINDOW = 2048
 """Texts that are tokenized, sorted by length and packed together: memory stays that of one window."""
-
-NORM_TOLERANCE = 1e-2
-"""A normalising model in FP16 strays from norm 1 by at most 4e-3; more is a broken engine, not rounding."""
 
 
 class Options(TypedDict, total=False):
@@ -205,7 +198,19 @@ class Embedder:
                 raise ValueError(f"{name}={count}: expected at least 1")
         width = self._width(options.get("dimensions"))
         prefix = self._prefix(options.get("prompt_name"), options.get("prompt"))
-        return self._blocks(texts, prefix, width, options)
+        return Job(
+            record=self.release,
+            engine=self.engine,
+            tokenizer=self.tokenizer,
+            functions=self.functions,
+            prefix=prefix,
+            width=width,
+            window=options.get("window", WINDOW),
+            normalize=options.get("normalize", True),
+            batch_size=options.get("batch_size"),
+            truncate=truncate,
+            show_progress=options.get("show_progress", False),
+        ).blocks(texts)
 
     def encode_query(self, texts: str | Iterable[str], **options: Unpack[Options]) -> Vectors:
         """`encode` with the prompt named `query`, where the release has it and no other is asked for."""
@@ -227,7 +232,7 @@ class Embedder:
         """What the model will see of each text, the prompt and special tokens included, and what would be cut."""
         texts = [texts] if isinstance(texts, str) else texts
         prefix = self._prefix(prompt_name, prompt)
-        return self.tokenizer.explain([prefix + _text(t, i) for i, t in enumerate(texts)])
+        return self.tokenizer.explain([prefix + checked(t, i) for i, t in enumerate(texts)])
 
     @staticmethod
     def similarity(first: npt.ArrayLike, second: npt.ArrayLike) -> Vectors:
@@ -264,98 +269,3 @@ class Embedder:
                 f"no prompt {name!r}; {self.release.model} has {', '.join(self.release.prompts) or 'none'}"
             )
         return self.release.prompts[name]
-
-    def _blocks(
-        self, texts: Iterable[str], prefix: str, width: int, options: StreamOptions
-    ) -> Iterator[Vectors]:
-        truncate, normalize = options.get("truncate", "warn"), options.get("normalize", True)
-        source, start, cut = iter(texts), 0, 0
-        with _progress(texts, show=options.get("show_progress", False)) as progress:
-            while window := list(itertools.islice(source, options.get("window", WINDOW))):
-                tokens = self._tokens(window, prefix, start)
-                over = [i for i, item in enumerate(tokens) if item.cut]
-                if over and truncate == "error":
-                    item, index = tokens[over[0]], start + over[0]
-                    raise TruncationError(
-                        f"text {index} has {len(item.ids) + item.cut} tokens, {self.release.model} sees "
-                        f"{self.max_length}: split it, or allow truncate='warn'",
-                        index,
-                    )
-                cut += len(over)
-                block: Vectors = np.empty((len(window), width), np.float32)
-                for call in batching.plan(
-                    [len(t.ids) for t in tokens], self.functions, options.get("batch_size")
-                ):
-                    block[list(call.rows)] = self._run(call, tokens, start)[:, :width]
-                    progress.update(len(call.rows))
-                start += len(window)
-                norms = np.linalg.norm(block, axis=1, keepdims=True)
-                if not norms.all():
-                    index = start - len(window) + int(np.flatnonzero(norms == 0)[0])
-                    raise VectorError(f"text {index}: its first {width} dimensions are all zero", index)
-                yield block / norms if normalize else block
-        if cut and truncate == "warn":
-            warnings.warn(
-                f"{cut} of {start} texts were cut to {self.max_length} tokens; `tokenize` shows what was lost",
-                stacklevel=_outside(),
-            )
-
-    def _tokens(self, window: Sequence[str], prefix: str, start: int) -> list[Tokens]:
-        try:
-            tokens = self.tokenizer.encode([prefix + _text(t, start + i) for i, t in enumerate(window)])
-        except TextError as error:
-            index = start + error.index
-            raise TextError(str(error).replace(f"text {error.index}", f"text {index}", 1), index) from error
-        for index, item in enumerate(tokens, start):
-            if not item.ids:
-                raise TextError(
-                    f"text {index} is empty, and this tokenizer adds no special tokens: nothing to embed",
-                    index,
-                )
-        return tokens
-
-    def _run(self, call: batching.Call, tokens: Sequence[Tokens], start: int) -> Vectors:
-        """Vectors of a call's texts, each one checked: right width, finite, non-zero, and of norm 1 if declared."""
-        ids, mask = self.tokenizer.pad([tokens[row] for row in call.rows], call.function)
-        vectors = self.engine.run(call.function, ids, mask)[: len(call.rows)]
-        if vectors.shape != (len(call.rows), self.dimension):
-            raise VectorError(
-                f"text {start + call.rows[0]}: the engine {self.engine.name} gave vectors of shape {vectors.shape}, "
-                f"expected {(len(call.rows), self.dimension)}",
-                start + call.rows[0],
-            )
-        norms = np.linalg.norm(vectors, axis=1)
-        bad = ~np.isfinite(norms) | (norms == 0)
-        if self.release.recipe.normalize:
-            bad |= ~(np.abs(norms - 1) <= NORM_TOLERANCE)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            index = start + call.rows[row]
-            raise VectorError(
-                f"text {index}: the engine {self.engine.name} gave a vector of norm {norms[row]}; it is not an "
-                "embedding and was not returned",
-                index,
-            )
-        return vectors
-
-
-def _text(text: str, index: int) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"text {index} is {type(text).__name__}, expected str")
-    return text
-
-
-def _outside() -> int:
-    """The `stacklevel` of the first caller outside this package (`skip_file_prefixes` needs Python 3.12)."""
-    here, level = str(Path(__file__).parent), 1
-    frame = sys._getframe(1)  # noqa: SLF001  # what the warnings module itself uses
-    while frame.f_back and frame.f_code.co_filename.startswith(here):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _progress(texts: Iterable[str], *, show: bool) -> Any:
-    from tqdm.auto import tqdm  # noqa: PLC0415  # huggingface-hub brings it; not needed to import corembed
-
-    total = len(texts) if isinstance(texts, Sized) else None
-    return tqdm(total=total, desc="embed", unit="text", disable=not show)

@@ -10,7 +10,8 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
-from corembed.embedder import Embedder, Vectors
+from corembed.embedder import Embedder
+from corembed.engines.base import Vectors
 from corembed.integrations.sides import Sides
 
 

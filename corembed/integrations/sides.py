@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from corembed.embedder import Embedder, Options, Vectors
+from corembed.embedder import Embedder, Options
+from corembed.engines.base import Vectors
 
 
 @dataclasses.dataclass(frozen=True)
