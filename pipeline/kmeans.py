@@ -124,13 +124,23 @@ def _solve(histogram, every_value, entries):
 
 
 @compiled
-def _assign(bits, every_value, table, out):
-    """The nearest entry of a rising table for each value."""
+def _assign(bits, every_value, table, of_key, out):
+    """The nearest entry of a rising table for each value; `of_key` is room for the entry of each FP16 number."""
     middles = (table[1:] + table[:-1]) / 2
+    if bits.size < KEYS:
+        for row in range(bits.shape[0]):
+            for column in range(bits.shape[1]):
+                value = every_value[_key(np.int64(bits[row, column]))]
+                out[row, column] = np.searchsorted(middles, value)
+        return
+    entry = 0
+    for key in range(KEYS):  # not-a-numbers at both ends get some entry, and are never asked for
+        while entry < len(middles) and every_value[key] > middles[entry]:
+            entry += 1
+        of_key[key] = entry
     for row in range(bits.shape[0]):
         for column in range(bits.shape[1]):
-            value = every_value[_key(np.int64(bits[row, column]))]
-            out[row, column] = np.searchsorted(middles, value)
+            out[row, column] = of_key[_key(np.int64(bits[row, column]))]
 
 
 @compiled
@@ -144,8 +154,9 @@ def _tables(groups, importance, every_value, entries, tables):
 
 @compiled
 def _assign_all(groups, every_value, tables, indices):
+    of_key = np.empty(KEYS, np.uint8)
     for number in range(groups.shape[0]):
-        _assign(groups[number], every_value, tables[number], indices[number])
+        _assign(groups[number], every_value, tables[number], of_key, indices[number])
 
 
 def threads() -> int:
