@@ -26,6 +26,7 @@ from pipeline.errors import PipelineError, run
 from pipeline.files import read_json, remove, write_json
 from pipeline.reference import reference
 from pipeline.release import Reports, render
+from pipeline.sensitivity import sensitivity
 from pipeline.trace import open_source, trace
 from pipeline.validate import validate
 
@@ -135,6 +136,10 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         reference(entry, where.checkpoint, where.reference)
     if any(variant.calibrated for variant in variants) and not where.calibration.exists():
         calibrate(where.checkpoint, where.traced, where.calibration)
+    if any(variant.budget_mib for variant in variants) and not where.sensitivity.exists():
+        among = params.choices(params.load(_PARAMS))
+        found = sensitivity(where.checkpoint, where.traced, where.calibration, among)
+        write_json(where.sensitivity, found)
     failures, figures, reports = [], {}, {}
     for variant in variants:
         if not where.packages(variant.name).exists():

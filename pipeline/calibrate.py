@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ LONGEST = 128
 
 _LENGTHS = (16, 32, 64, LONGEST)
 _TOKENS = 4096  # in one batch
+
+P = TypeVar("P", bound=Piece)
 
 
 @dataclasses.dataclass
@@ -112,7 +114,8 @@ class Weights:
             setattr(owner, leaf, read)
 
 
-def _on_meta(make: Callable[[], Piece]) -> Piece:
+def on_meta(make: Callable[[], P]) -> P:
+    """A piece of the graph with shapes and no data."""
     with torch.device("meta"):
         return make().eval()
 
@@ -163,15 +166,15 @@ def measure(
     weights = Weights(source, record["weights"])
     architecture, config = source.architecture, source.config
     depth = source.recipe.layers
-    table = _on_meta(lambda: Table(architecture, config))
+    table = on_meta(lambda: Table(architecture, config))
     weights.fill(table, "table")
     for batch in made:
         batch.states = [table(batch.ids)]
     del table
-    masks = {n: _on_meta(lambda n=n: Mask(architecture, config, n)) for n in {b.length for b in made}}
+    masks = {n: on_meta(lambda n=n: Mask(architecture, config, n)) for n in {b.length for b in made}}
     for mask in masks.values():
         weights.fill(mask, "mask")
-    layers = {n: _on_meta(lambda n=n: Layer(architecture, config, n)) for n in masks}
+    layers = {n: on_meta(lambda n=n: Layer(architecture, config, n)) for n in masks}
     for number in tqdm(range(config.layers), desc="calibrate", unit="layer", disable=None):
         first, *others = layers.values()
         weights.fill(first, "layer", number)
@@ -186,7 +189,7 @@ def measure(
         moments.stop()
         keep(f"layers.{number}.", moments)
     if source.recipe.dense:
-        heads = {n: _on_meta(lambda n=n: Head(architecture, config, source.recipe, n)) for n in masks}
+        heads = {n: on_meta(lambda n=n: Head(architecture, config, source.recipe, n)) for n in masks}
         first, *others = heads.values()
         weights.fill(first, "head")
         for other in others:

@@ -67,13 +67,15 @@ class Variant:
     """One encoding of all weights: a scheme for each kind of weight, exceptions for single weights, and gates.
 
     Kinds are `embedding`, `attention`, `mlp`, and `linear` for what is neither of the two or has no entry of its
-    own. Keys of `layers` are beginnings of weights' names, at a dot: `layers.0`, `layers.3.output`.
+    own. With `budget_mib`, the size that `weight.bin` may have, each group of weights gets one of the `choices` of
+    `params.yaml` instead, by `pipeline.allocate`. Keys of `layers` are beginnings of weights' names, at a dot: `layers.0`, `layers.3.output`.
     """
 
     name: str
     weights: Mapping[str, Scheme]
     layers: Mapping[str, Scheme]
     gates: Gates
+    budget_mib: float | None = None
 
     def scheme(self, name: str, kind: str) -> Scheme:
         """The scheme of a weight by its name and the trace's kind; the longest key of `layers` that fits wins.
@@ -91,7 +93,8 @@ class Variant:
     @property
     def calibrated(self) -> bool:
         """Whether any weight is rounded by calibration."""
-        return any(s.calibrated for s in (*self.weights.values(), *self.layers.values()))
+        schemes = (*self.weights.values(), *self.layers.values())
+        return self.budget_mib is not None or any(s.calibrated for s in schemes)
 
     def uncalibrated(self) -> Variant:
         """The same schemes with rounding to nearest."""
@@ -237,7 +240,12 @@ def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:
     where = f"variants.{name}"
     entry = _entry("variants", name, params or load())
     weights = dict(entry.get("weights", {}))
-    layers = weights.pop("layers", {})
+    layers, budget = weights.pop("layers", {}), weights.pop("budget_mib", None)
+    if budget is not None and (weights or layers or not isinstance(budget, int | float) or budget <= 0):
+        raise PipelineError(
+            f"{where}.weights: budget_mib {budget!r} must be a positive number and stand alone; what it chooses "
+            "among stands under `choices:`"
+        )
     if unknown := sorted(set(weights) - set(KINDS)):
         raise PipelineError(
             f"{where}.weights: {unknown[0]!r} is no kind of weight (kinds: {', '.join(KINDS)}, and layers)"
@@ -248,7 +256,20 @@ def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:
         {kind: _scheme(values, f"{where}.weights.{kind}") for kind, values in weights.items()},
         {key: _scheme(values, f"{where}.weights.layers.{key}") for key, values in layers.items()},
         gates,
+        budget,
     )
+
+
+def choices(params: Mapping[str, Any] | None = None) -> dict[str, list[Scheme]]:
+    """The schemes that mixed precision chooses among, for `linear` and `embedding`."""
+    found = (params or load()).get("choices") or {}
+    if set(found) != {"linear", "embedding"} or not all(found.values()):
+        raise PipelineError(
+            f"{PARAMS}: `choices` needs a list of schemes for `linear` and one for `embedding`"
+        )
+    return {
+        kind: [_scheme(values, f"choices.{kind}") for values in schemes] for kind, schemes in found.items()
+    }
 
 
 KINDS = ("linear", "attention", "mlp", "embedding")

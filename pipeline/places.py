@@ -36,6 +36,11 @@ class Places:
         return self.root / "calibration"
 
     @property
+    def sensitivity(self) -> Path:
+        """How much each group of weights minds being quantized."""
+        return self.root / "sensitivity.json"
+
+    @property
     def reference(self) -> Path:
         """The official implementation's answers."""
         return self.root / "reference"

@@ -13,6 +13,7 @@ STAGES = (
     "download",
     "trace",
     "calibrate",
+    "sensitivity",
     "convert",
     "quantize",
     "audit",
@@ -37,7 +38,9 @@ def test_the_stages_are_a_matrix_over_the_keys_of_models_and_variants():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     models, variants, quantized = params["models"], params["variants"], params["quantized"]
     expected = {
-        f"{s}@{m}" for s in ("download", "trace", "calibrate", "convert", "publish") for m in models
+        f"{s}@{m}"
+        for s in ("download", "trace", "calibrate", "sensitivity", "convert", "publish")
+        for m in models
     } | {"summarize"}
     expected |= {f"quantize@{m}-{v}" for m in models for v in quantized}
     expected |= {f"{s}@{m}-{v}" for s in ("audit", "validate", "benchmark") for m in models for v in variants}
