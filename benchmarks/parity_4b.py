@@ -75,7 +75,13 @@ def step_build(checkpoint: Path, folder: Path, variant: str, layout: str) -> dic
     started = time.monotonic()
     trace(entry, checkpoint, folder / "traced")
     out = folder / "packages"
-    assemble(folder / "traced", checkpoint, params.variant(variant), out, {"corembed.summary": "parity"})
+    assemble(
+        folder / "traced",
+        checkpoint,
+        params.variant(variant).uncalibrated(),
+        out,
+        {"corembed.summary": "parity"},
+    )
     shutil.rmtree(folder / "traced")
     return {"seconds": time.monotonic() - started}
 

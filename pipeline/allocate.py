@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import PipelineError
+from pipeline.files import read_json
 from pipeline.params import Scheme, Variant
 
 MIB = 1 << 20
@@ -86,3 +88,15 @@ def mixed(variant: Variant, record: Mapping[str, Any]) -> Variant:
     chosen = allocate(read(record), budget, f"variants.{variant.name}")
     schemes = {name: chosen[group["name"]].scheme for group in record["groups"] for name in group["weights"]}
     return dataclasses.replace(variant, layers=schemes, budget_mib=None)
+
+
+def resolved(variant: Variant, report: Path) -> Variant:
+    """The variant itself, or one with a budget as `mixed` allocates it by the report of the stage `sensitivity`."""
+    if variant.budget_mib is None:
+        return variant
+    if not report.exists():
+        raise PipelineError(
+            f"{report} is missing, and variant {variant.name!r} allocates by it; run the stage sensitivity of the "
+            "model first"
+        )
+    return mixed(variant, read_json(report))

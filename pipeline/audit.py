@@ -30,6 +30,7 @@ from milrun.errors import MilrunError
 from milrun.model import Model, load
 from milrun.weights import Weight
 from pipeline import params, places
+from pipeline.allocate import resolved
 from pipeline.assemble import Part, Traced, package_names
 from pipeline.bounds import Floats, nearest
 from pipeline.checkpoint import Checkpoint
@@ -307,7 +308,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def audit(where: places.Places, model: str, variant: params.Variant, report: Path) -> dict[str, Any]:
     """Compare, write the report, then raise `PipelineError` if anything is wrong."""
-    records, problems = audit_packages(where, variant)
+    records, problems = audit_packages(where, resolved(variant, where.sensitivity))
     result = {
         "model": model,
         "variant": variant.name,

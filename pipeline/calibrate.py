@@ -127,7 +127,7 @@ class Moments:
         self.shares = torch.ones(1)
         self.sums: dict[str, Tensor] = {}
         self.same: dict[str, str] = {}
-        self._seen: dict[int, str] = {}
+        self._seen: dict[int, tuple[str, Tensor]] = {}  # the tensor is held, or its id may become another's
         self._hooks = [
             layer.register_forward_pre_hook(self._hook(f"{name}.weight"))
             for name, layer in module.named_modules()
@@ -136,7 +136,7 @@ class Moments:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def see(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            first = self._seen.setdefault(id(given[0]), name)
+            first, _ = self._seen.setdefault(id(given[0]), (name, given[0]))
             self.same[name] = first
             if first == name:
                 flat, shares = given[0].reshape(-1, given[0].shape[-1]), self.shares.reshape(-1)

@@ -11,9 +11,9 @@ import json
 import sys
 
 from pipeline import params, places
-from pipeline.allocate import mixed
+from pipeline.allocate import resolved
 from pipeline.assemble import assemble
-from pipeline.errors import PipelineError, run
+from pipeline.errors import run
 from pipeline.files import read_json
 
 
@@ -37,13 +37,7 @@ def metadata(entry: params.Model, variant: str, where: places.Places) -> dict[st
 
 def build(entry: params.Model, variant: params.Variant, where: places.Places) -> None:
     """Assemble one variant of a model; one with a budget by the report of the stage `sensitivity`."""
-    if variant.budget_mib is not None:
-        if not where.sensitivity.exists():
-            raise PipelineError(
-                f"{where.sensitivity} is missing, and variant {variant.name!r} allocates by it; run the stage "
-                "sensitivity of the model first"
-            )
-        variant = mixed(variant, read_json(where.sensitivity))
+    variant = resolved(variant, where.sensitivity)
     assemble(
         where.traced,
         where.checkpoint,

@@ -162,3 +162,5 @@ def test_a_mixed_variant_keeps_its_budget(measured, tmp_path):
     assert len({dataclasses.astuple(s) for s in variant.layers.values()}) > 1
     with pytest.raises(PipelineError, match=r"variants\.mixed: budget_mib leaves"):
         allocate.mixed(dataclasses.replace(asked, budget_mib=0.1), record)
+    with pytest.raises(PipelineError, match=r"none\.json is missing.*'mixed' allocates by it; run the stage"):
+        allocate.resolved(asked, tmp_path / "none.json")
