@@ -14,6 +14,10 @@ from corembed.release import Function
 
 NAME = "milrun"
 
+KEEP = 64 << 20
+"""Bytes of a package up to which its weights are decoded once and kept, at most eight times as large in memory:
+decoding palettes takes three times what running a small model takes. Larger ones are decoded each time."""
+
 
 def passed_over(_request: Request) -> str | None:
     """Why this engine cannot run here."""
@@ -39,7 +43,8 @@ def of(packages: Sequence[Path]) -> PackageEngine:
 
     def load(package: Path, function: Function) -> Predict:
         if package not in models:
-            models[package] = milrun.load(package)
+            size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+            models[package] = milrun.load(package, keep_weights=size <= KEEP)
         model = models[package]
 
         def predict(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
