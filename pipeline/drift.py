@@ -141,6 +141,8 @@ def arithmetic(runner: Runner, probe: Probe) -> dict[str, Any]:
             return
         right = exact.pop(name)
         known[name] = _relative(value, right)
+        if name.startswith("mask_"):
+            return  # its -1e4 is a constant of the graph's own, and would hide what the layers use of the range
         operations.append({"layer": _name(layer), "operation": kind, "name": name, "error": known[name],
                            "jump": known[name] - before})  # fmt: skip
         _count(layers.setdefault(layer, {}), value, right)

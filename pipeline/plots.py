@@ -103,6 +103,21 @@ def drift(layers: Mapping[str, Rows]) -> str:
     return _svg(figure, len(layers), 0.36)
 
 
+def range_use(layers: Mapping[str, Rows]) -> str:
+    """Largest magnitude in each layer as a share of FP16's largest number."""
+    figure, axes = _start()
+    names: list[str] = []
+    for style, (name, rows) in zip(_styles(), layers.items(), strict=False):
+        names = max(names, [r["layer"].removeprefix("layer ") for r in rows], key=len)
+        used = [max(100 * r["range_used"], 1e-3) for r in rows]
+        axes.plot(range(len(rows)), used, label=name, **style, markersize=4)
+    axes.axhline(100, color="#a40000", linewidth=1)
+    every = max(len(names) // 12, 1)
+    axes.set_xticks(range(0, len(names), every), names[::every], rotation=45, ha="right", fontsize=9)
+    axes.set(yscale="log", xlabel="layer", ylabel="of FP16's range (%)")
+    return _svg(figure, len(layers), 0.36)
+
+
 def quality(rows: Rows) -> str:
     """What each build loses of nDCG@10, with its interval."""
     known = [r for r in rows if r.get("ndcg10_drop") is not None]

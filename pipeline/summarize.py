@@ -135,6 +135,7 @@ def context(everything: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -
     evidence, released = read("evidence"), regression.released()
     texts = {build: e["texts"] for build, e in evidence.items()}
     drifts = {build: e["drift"]["against_original"] for build, e in evidence.items()}
+    inside = {b: e["drift"]["arithmetic"]["layers"] for b, e in evidence.items() if e["drift"]["arithmetic"]}
     return {
         "rows": found,
         "evidence": evidence,
@@ -152,6 +153,7 @@ def context(everything: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -
             "size": plots.quality_per_byte(found),
             "length": plots.by_length(texts),
             "drift": plots.drift(drifts),
+            "range": plots.range_use(inside),
             "quality": plots.quality(found) if any(r.get("ndcg10") is not None for r in found) else None,
         },
     }

@@ -151,7 +151,7 @@ def test_the_page_can_be_read_by_everyone(page):
 
     assert first == {"lang": "en"}
     assert any(g.get("name") == "viewport" and "width=device-width" in g["content"] for _, g in parsed.tags)
-    assert len(pictures) == len(svgs) == 5
+    assert len(pictures) == len(svgs) == 6
     assert all(len(given["aria-label"]) > 30 for given in pictures)
     assert parsed.headings[0] == 1
     assert parsed.headings.count(1) == 1
