@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from corembed.embedder import Embedder
 from corembed.engines import coreml
@@ -20,10 +21,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--source", help="folder of the source checkpoint, for engines that run it")
     group.add_argument("--compute-units", choices=coreml.UNITS, help="what Core ML may use")
+    group.add_argument("--verbose", action="store_true", help="say which engine was chosen, and why")
 
 
 def load(options: argparse.Namespace) -> Embedder:
     """The embedder they choose."""
+    if options.verbose:
+        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+        logging.getLogger("corembed").setLevel(logging.INFO)
     return Embedder.from_pretrained(
         options.model,
         revision=options.revision,

@@ -3,7 +3,7 @@
 The API key is read from the environment variable COREMBED_API_KEY or from --api-key-file (one key a line).
 Without one, only this machine may be served. SIGTERM or Ctrl-C: accepted requests are finished first.
 
-example: COREMBED_API_KEY=… corembed serve ORG/MODEL --variant int8 --port 8000
+For example: COREMBED_API_KEY=… corembed serve ORG/MODEL --variant int8 --port 8000
 """
 
 from __future__ import annotations
