@@ -16,7 +16,7 @@ from coremltools.converters.mil.mil import types
 
 import milrun
 
-MUTANTS = 1500  # of each of the seeds
+MUTANTS = 900  # of each of the seeds: 4,500 in all
 
 
 def dense(x: Any) -> Any:
@@ -52,7 +52,46 @@ def looping(x: Any) -> Any:
     return mb.pad(x=kept, pad=[0, 0, 1, 2], mode="constant", name="y")
 
 
-SEEDS = {"dense": dense, "quantized": quantized, "looping": looping}
+def sparse(x: Any) -> Any:
+    mask = (np.arange(256) % 3 == 0).reshape(16, 16).astype(types.np_uint1_dtype)
+    count = int(mask.sum())
+    grown, values = mb.constexpr_lut_to_sparse(
+        indices_mask=mask, indices_nonzero_data=(np.arange(count) % 4).astype(types.np_uint2_dtype),
+        lut=np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1),
+    )  # fmt: skip
+    weight = mb.constexpr_sparse_to_dense(nonzero_data=values, mask=grown)
+    other_mask, scaled = mb.constexpr_sparse_blockwise_shift_scale(
+        data_mask=mask,
+        nonzero_data=(np.arange(count) % 100).astype(np.int8),
+        scale=np.full((4, 1), 0.1, np.float32),
+    )
+    other = mb.constexpr_sparse_to_dense(nonzero_data=scaled, mask=other_mask)
+    return mb.add(x=mb.linear(x=x, weight=weight), y=mb.linear(x=x, weight=other), name="y")
+
+
+def indexing(x: Any) -> Any:
+    flat = mb.reshape(x=x, shape=[4, 4])
+    rows = mb.gather(x=flat, indices=np.array([3, 0, 1], np.int32), axis=0)
+    values, order = mb.topk(x=rows, k=2, axis=1)
+    placed = mb.scatter_nd(
+        data=flat,
+        indices=np.array([[0], [2]], np.int32),
+        updates=mb.slice_by_size(x=rows, begin=[0, 0], size=[2, 4]),
+    )
+    hot = mb.one_hot(
+        indices=mb.slice_by_index(x=order, begin=[0, 0], end=[3, 1], squeeze_mask=[False, True]),
+        one_hot_vector_size=4,
+    )
+    window = mb.slice_by_index(x=placed, begin=[-1, 0], end=[-4, 4], stride=[-1, 2])
+    image = mb.upsample_nearest_neighbor(
+        x=mb.reshape(x=placed, shape=[1, 1, 4, 4]), scale_factor_height=2, scale_factor_width=2
+    )
+    pooled = mb.max_pool(x=image, kernel_sizes=[3, 3], strides=[2, 2], pad_type="same")
+    parts = [mb.reshape(x=mb.cast(x=v, dtype="fp32"), shape=[-1]) for v in (values, hot, window, pooled)]
+    return mb.concat(values=parts, axis=0, name="y")
+
+
+SEEDS = {"dense": dense, "quantized": quantized, "looping": looping, "sparse": sparse, "indexing": indexing}
 
 
 def attempt(path: Path) -> str:
