@@ -2,9 +2,9 @@
 
 `python -m benchmarks.publish_faults [--runs 200] [--seed 0]` builds a tiny model, publishes version 0.1.0 to a hub on
 loopback, and then, for each run, starts from there: the next version, which drops a variant and brings another, is
-published by the real command with one random fault (a connection closed before or after the work, a status, an
-expired address, a slow or cut answer, or SIGKILL of the publisher at a random moment), and once more without one. Writes
-`reports/publish_faults.json`.
+published by the stage's own command, in a process of its own, with one random fault (a connection closed before or
+after the work, a status, an expired address, a slow or cut answer, or SIGKILL of the publisher at a random moment),
+and once more without one. Writes `reports/publish_faults.json`.
 
 After the first attempt `main` must be the old or the new release, whole; after the second the new one, tagged, with
 one commit more than before and every byte right. The token must be in nothing that was printed.
@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import copy
 import datetime as dt
 import importlib.metadata
+import os
 import platform
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -93,21 +96,67 @@ def set_version(project: Project, version: str, variants: tuple[str, ...]) -> No
     project.params(version=version)
 
 
+LAUNCHER = """
+import os, sys, traceback
+import pipeline.publish
+from huggingface_hub import CommitOperationAdd, HfApi
+from pipeline import provenance
+from pipeline.errors import run
+provenance.needed()
+for line in sys.stdin:
+    said, *arguments = line.split()
+    child = os.fork()
+    if child == 0:
+        file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.argv = ["publish", *arguments]
+        code = 0
+        try:
+            run(pipeline.publish.main)
+        except SystemExit as stop:
+            code = 1 if stop.code else 0
+            if isinstance(stop.code, str):
+                print(stop.code)
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""A process of the project that has imported everything and forks for each command: a third of a run is imports."""
+
+
 class Trial:
     """The hub as it was before each run, and what the next release is to be."""
 
     def __init__(self, project: Project, draw: random.Random) -> None:
         self.project, self.hub, self.draw = project, project.hub, draw
+        self.launcher = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER],
+            cwd=project.folder,
+            env=project.environment(),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         set_version(project, "0.1.0", ("fp16", "int8"))
         project.publish("--push")
         self.repository = copy.deepcopy(self.hub.store.repositories[REPO])
         self.blobs = set(self.hub.store.folder.iterdir())
         self.old = contents(self.hub, "main")
         set_version(project, "0.2.0", ("fp16", "mixed"))
+        self.reset()
+        self.attempt("", check=False)
+        self.reset()
         started = time.monotonic()
-        project.publish("--push", "--no-check")
+        self.attempt("", check=False)
         self.seconds = time.monotonic() - started  # how long an undisturbed run takes
         self.new = contents(self.hub, "main")
+        if self.new == self.old:
+            raise SystemExit("the next version was not published: there is nothing to compare with")
 
     def reset(self) -> None:
         """The hub as it was when only the old release was there."""
@@ -119,14 +168,16 @@ class Trial:
 
     def attempt(self, kind: str | int, *, check: bool) -> tuple[int, str]:
         """Run the command; for `SIGKILL` end it at a random moment of its usual time."""
-        process = self.project.start(
-            "-m", "pipeline.publish", "tiny", "--push", "--check" if check else "--no-check"
-        )
+        said = self.project.folder.parent / "said"
+        flags = f"tiny --push {'--check' if check else '--no-check'}"
+        self.launcher.stdin.write(f"{said} {flags}\n")
+        self.launcher.stdin.flush()
+        process = int(self.launcher.stdout.readline())
         if kind == "SIGKILL":
-            time.sleep(self.draw.uniform(0.3, 1.2) * self.seconds)
-            process.send_signal(signal.SIGKILL)
-        said, _ = process.communicate()
-        return process.returncode, said
+            time.sleep(self.draw.uniform(0, 1.1) * self.seconds)
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.kill(process, signal.SIGKILL)
+        return int(self.launcher.stdout.readline()), said.read_text()
 
     def run(self, number: int, limit: int) -> dict[str, Any]:
         """One fault, then one run without; the problems that were found are listed."""
@@ -170,7 +221,9 @@ class Trial:
         }
 
 
-def trials(built: Project, folder: Path, limit: int, numbers: range, seed: int) -> list[dict[str, Any]]:
+def trials(
+    built: Project, folder: Path, limit: int, numbers: range, seed: int, until: float
+) -> list[dict[str, Any]]:
     """Many runs with one setting."""
     with running() as hub:
         hub.token, hub.part_bytes = TOKEN, 400_000
@@ -180,6 +233,8 @@ def trials(built: Project, folder: Path, limit: int, numbers: range, seed: int) 
         trial = Trial(project, random.Random(seed + limit))  # noqa: S311  # not for secrets
         results = []
         for number in numbers:
+            if time.monotonic() > until:
+                break
             results.append(trial.run(number, limit))
             last = results[-1]
             print(number, last["fault"], last["first"], last["main_between"], *last["problems"], flush=True)
@@ -191,6 +246,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.publish_faults", description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=float, default=600, help="stop after this time, however many runs were made"
+    )
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, running() as source:
@@ -206,6 +264,7 @@ def main() -> None:
                     limit,
                     range(half, options.runs, len(LIMITS)),
                     options.seed,
+                    started + 60 * options.minutes,
                 )
                 for half, limit in enumerate(LIMITS)
             ]
