@@ -57,6 +57,8 @@ _PARITY = (
     "original_ndcg10",
 )
 
+SYSTEMS = {"iOS16": "iOS 16 and macOS 13", "iOS17": "iOS 17 and macOS 14", "iOS18": "iOS 18 and macOS 15"}
+
 GATED = {
     "min_cosine": "min_cosine",
     "min_top10_overlap": "top10_overlap",
@@ -171,6 +173,7 @@ def render(
             "benchmark": benchmark,
             "gates": {v: e["gates"] for v, e in evidence.items()},
             "gated": GATED,
+            "system": SYSTEMS[release.target],
             "worst": {v: e["texts"][0] for v, e in evidence.items()},
         }
         (partial / "README.md").write_text(template("card.md.j2").render(told), encoding="utf-8")

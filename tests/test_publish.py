@@ -1,8 +1,10 @@
 """Publishing as users do it: a project with a judged model, the real client, a hub on loopback."""
 
+import fnmatch
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from helpers import ROOT
 from hub import TOKEN, running
+from huggingface_hub import HfApi
 from project import git, make
 
 import milrun
@@ -101,6 +104,28 @@ def test_a_release_is_published_used_and_published_again(project, tmp_path):
         assert project.hub.store.data(there.at("v0.1.0").files[path]) == file.read_bytes()
     assert float(papr.splitlines()[-1]) > 0.9999
     no_token(project, tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["int8.mlpackage/*", "fp16/*"])
+def test_one_pattern_is_one_whole_package(project, tmp_path, pattern):
+    """For the Hub's own clients, where `*` crosses folders: Python's, and Swift's, which matches with fnmatch."""
+    project.publish("--push", "--no-check")
+    name = read(project)["repository"]
+    api = HfApi(endpoint=project.hub.url, token=TOKEN)
+    folder = api.snapshot_download(
+        name, revision="v0.1.0", allow_patterns=pattern, local_dir=tmp_path / "local"
+    )
+    fetched = {
+        p.relative_to(folder).as_posix()
+        for p in Path(folder).rglob("*")
+        if p.is_file() and ".cache" not in p.parts
+    }
+    package = pattern.removesuffix("/*")
+
+    assert fetched == {f"{package}/Manifest.json"} | {
+        f"{package}/Data/com.apple.CoreML/{file}" for file in ("model.mlmodel", "weights/weight.bin")
+    }
+    assert fetched == {p for p in api.list_repo_files(name) if fnmatch.fnmatchcase(p, pattern)}
 
 
 def no_token(project, *folders):
