@@ -6,12 +6,14 @@ was made of. Prints a line for each bar (measured, allowed) and exits 1 if one i
 
 - parity: 1,000 or more mixed texts in one call, through milrun, against sentence-transformers on the checkpoint in
   FP32; one at a time against batches; shuffled, and from eight threads.
-- overhead: milliseconds a text beyond the model at batch 32, the model being a stub that answers at once.
+- overhead: milliseconds a text beyond the model at batch 32, the model being a stub that answers at once; of the
+  processor (all threads), and on the clock.
 - tokenizer: seconds for the same texts, ours against transformers' fast path; the least of several runs in turn.
 - processes: eight processes that use a release for the first time compile its package once (coremltools' own
   `compile_model`, with milrun behind it); one is killed while it compiles.
 - streaming: peak resident memory of 100,000 texts against 10,000, through the stub.
-- size: the wheel, bytes; `import corembed` beyond `import numpy`, seconds, the least of several processes each.
+- size: the wheel, bytes; `import corembed` beyond `import numpy`, seconds of the processor, which the
+  machine's other work cannot inflate; the least of several processes each.
 """
 
 from __future__ import annotations
@@ -138,15 +140,16 @@ def parity(release: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def overhead(release: Path, _checkpoint: Path) -> dict[str, Any]:
-    """See the module. Runs are short and many, and the least counts; the processor's time stands beside it."""
+    """See the module."""
     embedder = stubbed(release)
     found = {}
     for name, texts in {"short": ["importance of trees in cities"] * 512, "mixed": mixed(256)}.items():
+        embedder.encode(texts, truncate="silent")
         start = time.process_time()
         seconds = least(lambda t=texts: embedder.encode(t, truncate="silent"), 40)  # type: ignore[misc]
-        found[f"{name}_milliseconds_a_text"] = round(1e3 * seconds / len(texts), 4)
         processor = (time.process_time() - start) / 40
-        found[f"{name}_processor_milliseconds_a_text"] = round(1e3 * processor / len(texts), 4)
+        found[f"{name}_milliseconds_a_text"] = round(1e3 * processor / len(texts), 4)
+        found[f"{name}_clock_milliseconds_a_text"] = round(1e3 * seconds / len(texts), 4)
     return {
         "milliseconds_a_text": max(found[f"{n}_milliseconds_a_text"] for n in ("short", "mixed")),
         **found,
@@ -269,11 +272,11 @@ def streaming(release: Path, _checkpoint: Path) -> dict[str, Any]:
 def size(_release: Path, _checkpoint: Path) -> dict[str, Any]:
     """See the module."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "build", "--wheel", "--outdir", folder, str(ROOT)]
-        subprocess.run(command, check=True, capture_output=True)
+        command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
         (wheel,) = Path(folder).glob("*.whl")
         found: dict[str, Any] = {"wheel_bytes": wheel.stat().st_size}
-    code = "import time; s = time.perf_counter(); import {}; print(time.perf_counter() - s)"
+    code = "import {}, time; print(time.process_time())"
     seconds: dict[str, list[float]] = {"numpy": [], "corembed": []}
     for _ in range(15):
         for module, runs in seconds.items():
