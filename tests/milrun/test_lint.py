@@ -202,7 +202,9 @@ def test_a_weight_of_blocks_and_one_of_four_bits(build: Build) -> None:
 
 def test_the_norm_of_the_pipelines_decoders_is_not_flagged(tmp_path: Path) -> None:
     """As PyTorch code comes out of the converter, not as this file would write it."""
-    traced = torch.jit.trace(RobustNorm(64, 1e-6).eval(), torch.zeros(1, 8, 64))
+    norm = RobustNorm(64, 1e-6).eval()
+    torch.nn.init.ones_(norm.weight)  # it comes uninitialised
+    traced = torch.jit.trace(norm, torch.zeros(1, 8, 64))
     path = tmp_path / "norm.mlpackage"
     ct.convert(
         traced, inputs=[ct.TensorType("x", (1, 8, 64), dtype=np.float16)], outputs=[ct.TensorType("y", dtype=np.float16)],
