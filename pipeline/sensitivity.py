@@ -56,7 +56,16 @@ def groups_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
 class Probe:
     """The model in float32 on the probe texts, run again from where a weight was replaced."""
 
-    def __init__(self, source: Source, record: dict[str, Any], made: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        record: dict[str, Any],
+        made: Sequence[Batch],
+        *,
+        hold: int = _LAYERS_HELD,
+        keep: bool = True,
+    ) -> None:
+        """`hold` layers stay in memory; without `keep` only the table's states do, and runs start there."""
         self.source, self.made = source, made
         self.weights = Weights(source, record["weights"])
         self.lengths = sorted({b.length for b in made})
@@ -73,9 +82,15 @@ class Probe:
             self.heads[length].final = self.heads[self.lengths[0]].final
             self.heads[length].dense = self.heads[self.lengths[0]].dense
             self.heads[length].fill()
-        self.layers = functools.lru_cache(_LAYERS_HELD)(self._layers)
-        self.states = [[self.table(b.ids)] for b in made]
-        self.expected = self.run(0, keep=True)
+        self.layers = functools.lru_cache(hold)(self._layers)
+        self.states: list[list[Tensor]] = []
+        self.embed_again()
+        if keep:
+            self.expected = self.run(0, keep=True)
+
+    def embed_again(self) -> None:
+        """Look the tokens up in the present table."""
+        self.states = [[self.table(b.ids)] for b in self.made]
 
     def _layers(self, number: int) -> dict[int, Layer]:
         architecture, config = self.source.architecture, self.source.config
@@ -121,7 +136,7 @@ class Probe:
             owner.weight = nn.Parameter(replaced[name], requires_grad=False)
         kept = self.states
         if not all(name.startswith(("layers.", "dense.")) for name in replaced):
-            self.states = [[self.table(b.ids)] for b in self.made]
+            self.embed_again()
         vectors = self.run(start)
         self.states = kept
         for name, (owner, _) in owners.items():
