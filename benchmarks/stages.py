@@ -19,7 +19,7 @@ from pipeline.files import inventory
 
 
 def measure(code: Path, *stage: str) -> dict[str, float]:
-    """Run `python -m pipeline.STAGE ...` from `code` in this folder; peak in bytes, wall time in seconds."""
+    """Run `python -m pipeline.STAGE ...` from `code` in this folder; peak in bytes, wall and processor time in seconds."""
     start = time.monotonic()
     pid = os.posix_spawn(
         sys.executable,
@@ -31,7 +31,11 @@ def measure(code: Path, *stage: str) -> dict[str, float]:
     if status:
         sys.exit(f"{' '.join(stage)} failed")
     scale = 1 if sys.platform == "darwin" else 1024
-    return {"peak_rss_bytes": usage.ru_maxrss * scale, "seconds": round(time.monotonic() - start, 2)}
+    return {
+        "peak_rss_bytes": usage.ru_maxrss * scale,
+        "seconds": round(time.monotonic() - start, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+    }
 
 
 def main() -> None:
