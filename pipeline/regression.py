@@ -1,9 +1,9 @@
 """Is a build worse than the last released one?
 
-`reports/released.json` holds the figures of the last release: `python -m pipeline.regression VERSION` writes it from
-`reports/summary.json` when a release is made, and it is committed with the release. `summarize` compares every build
-with it, shows the differences, and fails where the worst text got worse beyond noise. `dvc metrics diff TAG` shows
-every other figure between two commits.
+`reports/released.json` holds the figures of each model's last release: `python -m pipeline.regression MODEL VERSION`
+takes them from `reports/summary.json` when a release was made, and the file is committed with it. `summarize`
+compares every build with it, shows the differences, and fails where the worst text got worse beyond noise. `dvc
+metrics diff TAG` shows every other figure between two commits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def worse(before: float, now: float) -> bool:
 
 
 def compare(released: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each build the figures before and now; `before` is null for a build that was not released."""
+    """For each build the figures before and now, and the version before, which is null for a new build."""
     builds = released.get("builds", {})
     found = []
     for row in rows:
@@ -43,37 +43,47 @@ def compare(released: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
             name: {"before": before.get(name) if before else None, "now": row.get(name)} for name in SHOWN
         }
         bad = bool(before) and worse(before["min_cosine"], row["min_cosine"])
-        record = {"build": row["build"], "gone": False, "released": bool(before), "worse": bad}
+        version = before["version"] if before else None
+        record = {"build": row["build"], "gone": False, "released": version, "worse": bad}
         found.append(record | {"figures": changes})
     gone = sorted(set(builds) - {row["build"] for row in rows})
     return [*found, *({"build": name, "gone": True} for name in gone)]
 
 
-def check(differences: Sequence[Mapping[str, Any]], version: str | None) -> None:
+def check(differences: Sequence[Mapping[str, Any]]) -> None:
     """Raise `PipelineError` if a build is worse than the released one."""
     bad = [d for d in differences if d.get("worse")]
     if bad:
         figures = bad[0]["figures"]["min_cosine"]
         raise PipelineError(
-            f"{bad[0]['build']}: min_cosine {figures['now']:.7f}, {figures['before']:.7f} in release {version}: worse "
+            f"{bad[0]['build']}: min_cosine {figures['now']:.7f}, {figures['before']:.7f} in release {bad[0]['released']}: worse "
             f"beyond noise (allowed: {SLACK} times its error and {NOISE:g}){f'; {len(bad) - 1} more' if bad[1:] else ''}"
         )
 
 
 def released() -> dict[str, Any]:
-    """The last release's figures; `version` is null before the first."""
+    """The figures of each build's last release."""
     if not RELEASED.exists():
-        return {"version": None, "builds": {}}
+        return {"builds": {}}
     found: dict[str, Any] = read_json(RELEASED)
     return found
 
 
+def record(model: str, version: str) -> None:
+    """Note the figures of a model's builds as those of a release."""
+    rows = [row for row in read_json(Path("reports/summary.json")) if row["model"] == model]
+    if failed := [row["build"] for row in rows if not row["passed"]]:
+        raise PipelineError(f"{failed[0]} does not pass; a release holds only what passed")
+    if not rows:
+        raise PipelineError(f"reports/summary.json has no build of {model}; run the pipeline first")
+    made = {row["build"]: {"version": version} | {name: row.get(name) for name in SHOWN} for row in rows}
+    kept = {b: f for b, f in released()["builds"].items() if not b.startswith(f"{model} ")}
+    write_json(RELEASED, {"builds": kept | made})
+
+
 def main() -> None:
-    """`python -m pipeline.regression VERSION`."""
-    version = places.argument(sys.argv, "VERSION")
-    rows = read_json(Path("reports/summary.json"))
-    builds = {row["build"]: {name: row.get(name) for name in SHOWN} for row in rows if row["passed"]}
-    write_json(RELEASED, {"version": version, "builds": builds})
+    """`python -m pipeline.regression MODEL VERSION`."""
+    record(*places.arguments_of(sys.argv, "MODEL", "VERSION"))
 
 
 if __name__ == "__main__":

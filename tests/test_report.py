@@ -233,22 +233,36 @@ def test_what_a_mac_measured_is_shown_with_its_conditions(folder, tmp_path, monk
 
 @pytest.fixture
 def recorded(folder, monkeypatch):
-    """This state as release 1.0.0, taken back afterwards."""
+    """FP16 as release 1.0.0, taken back afterwards."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["regression", "1.0.0"])
+    rows = json.loads(Path("reports/summary.json").read_text())
+    Path("reports/summary.json").write_text(json.dumps([row for row in rows if row["passed"]]))
+    monkeypatch.setattr("sys.argv", ["regression", "tiny", "1.0.0"])
     regression.main()
     yield json.loads(regression.RELEASED.read_text())
     regression.RELEASED.unlink()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
     summarize()
+
+
+def test_what_failed_is_not_recorded_as_released(checkout):
+    with pytest.raises(PipelineError, match="tiny int8 does not pass"):
+        regression.record("tiny", "1.0.0")
+    with pytest.raises(PipelineError, match="no build of other"):
+        regression.record("other", "1.0.0")
+    assert not (checkout / regression.RELEASED).exists()
 
 
 def test_a_release_is_compared_with_the_one_before(checkout, recorded):
     summarize()
     page = (checkout / "reports/index.html").read_text()
+    text = (checkout / "reports/comment.md").read_text()
 
-    assert list(recorded["builds"]) == ["tiny fp16"]  # what failed is not released
-    assert "Release 1.0.0" in page
-    assert "tiny int8: new" in (checkout / "reports/comment.md").read_text()
+    assert list(recorded["builds"]) == ["tiny fp16"]
+    assert "<td>tiny fp16, v1.0.0</td><td>min cosine</td>" in page
+    assert "- tiny fp16: v1.0.0, min cosine" in text
+    assert "- tiny int8: new" in text
 
 
 def test_a_worse_build_fails_after_the_report_is_written(checkout, recorded, monkeypatch):
