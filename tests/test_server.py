@@ -7,6 +7,7 @@ import dataclasses
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -232,6 +233,20 @@ def test_a_turn_that_does_not_come_is_503(embedder):
 
         assert caught.value.status_code == 503
         assert running.result().data  # what had its turn is not bound by the limit
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(embedder):
+    """A place is taken before the body is read; a client that sends half of it holds it for a while only."""
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{"
+    with serving(embedder, waiting=1, wait_seconds=0.5) as make:
+        url = make().base_url
+        with socket.create_connection((url.host, url.port)) as slow:
+            slow.sendall(head.encode())
+            until(lambda: httpx.get(f"{url}".removesuffix("v1/") + "health").json()["pending"] == 1)
+            with pytest.raises(openai.RateLimitError):
+                make().embeddings.create(model="tiny", input="a")
+            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+        assert make().embeddings.create(model="tiny", input="a").data
 
 
 def test_one_bad_text_fails_one_request(embedder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -67,11 +68,13 @@ def create(embedder: Embedder, settings: Settings) -> FastAPI:
     @app.post("/v1/embeddings", dependencies=guarded, openapi_extra={"requestBody": BODY})
     async def embeddings(request: Request) -> Response:
         """Vectors of texts, in order."""
-        wanted = schema.parse(await _body(request, settings.body_bytes))
-        _check(wanted, embedder, settings)
-        job = Job(wanted.input, wanted.prompt_name, wanted.dimensions, request.is_disconnected)
-        vectors, tokens = await app.state.queue.submit(job)
-        content = await run_in_threadpool(schema.answer, wanted, vectors, tokens)
+        queue: Queue = app.state.queue
+        with queue.place():
+            wanted = schema.parse(await _body(request, settings))
+            _check(wanted, embedder, settings)
+            job = Job(wanted.input, wanted.prompt_name, wanted.dimensions, request.is_disconnected)
+            vectors, tokens = await queue.submit(job)
+            content = await run_in_threadpool(schema.answer, wanted, vectors, tokens)
         return Response(content, media_type="application/json")
 
     return app
@@ -105,17 +108,23 @@ def _known(name: str, settings: Settings) -> str:
     return name
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be too large."""
+async def _body(request: Request, settings: Settings) -> bytes:
+    """The body, refused as soon as it is known to be too large, or does not come."""
+    limit = settings.body_bytes
     too_large = ApiError(413, f"the request is larger than {limit} bytes", code="request_too_large")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    try:
+        async with asyncio.timeout(settings.wait_seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError as error:
+        message = f"the body did not come within {settings.wait_seconds:g} s"
+        raise ApiError(408, message, headers={"Connection": "close"}) from error
     return bytes(body)
 
 

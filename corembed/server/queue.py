@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -63,8 +63,9 @@ class Queue:
             await worker
             self._thread.shutdown()
 
-    async def submit(self, job: Job) -> Result:
-        """Wait for a turn, then for the vectors; 429 where the line is full, 503 where the turn does not come."""
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the line, taken before a request's body is read, so that memory is bounded too; 429 if full."""
         if self.closing:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
         if self.pending >= self._settings.waiting:
@@ -72,8 +73,15 @@ class Queue:
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
         self.pending += 1
         try:
-            self._jobs.append(job)
-            self._wake.set()
+            yield
+        finally:
+            self.pending -= 1
+
+    async def submit(self, job: Job) -> Result:
+        """Wait for a turn, then for the vectors; 503 where the turn does not come."""
+        self._jobs.append(job)
+        self._wake.set()
+        try:
             async with asyncio.timeout(self._settings.wait_seconds) as limit:
                 await job.started.wait()
                 limit.reschedule(None)
@@ -83,7 +91,6 @@ class Queue:
             raise ApiError(503, message, code="overloaded", headers={"Retry-After": "5"}) from error
         finally:
             job.done.cancel()
-            self.pending -= 1
 
     async def _work(self) -> None:
         while self._jobs or not self.closing:
