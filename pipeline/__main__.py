@@ -24,6 +24,7 @@ from pipeline.calibrate import calibrate
 from pipeline.download import download
 from pipeline.errors import PipelineError, run
 from pipeline.files import read_json, remove, write_json
+from pipeline.recipe import POOLINGS
 from pipeline.reference import reference
 from pipeline.release import Reports, render
 from pipeline.sensitivity import sensitivity
@@ -79,8 +80,9 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--layout",
         choices=("single", "parts"),
-        default="single",
-        help="one package, or several below --size-limit",
+        nargs="+",
+        default=["single"],
+        help="one package, several below --size-limit, or both",
     )
     parser.add_argument(
         "--size-limit",
@@ -88,6 +90,17 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         default=size("1GiB"),
         metavar="SIZE",
         help="largest package of the parts layout (default: 1GiB)",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=(*POOLINGS, "mean_all"),
+        help="instead of the checkpoint's own, for vectors that you already have; mean_all averages padding too",
+    )
+    parser.add_argument(
+        "--last-layers",
+        type=int,
+        metavar="N",
+        help="pool the mean of the last N layers (default: the last one)",
     )
     return parser.parse_args(arguments)
 
@@ -99,6 +112,8 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
     source, _, revision = (
         chosen.source.partition("@") if chosen.source.startswith("hub:") else (chosen.source, "", "")
     )
+    asked = {"pooling": chosen.pooling, "layers": chosen.last_layers}
+    recipe = {key: value for key, value in asked.items() if value is not None}
     out = chosen.out.resolve()
     where = places.Places(out.parent / f".build-{out.name}")
     wanted = {
@@ -106,7 +121,8 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         "revision": revision or None,
         "max_lengths": chosen.max_length,
         "batches": chosen.batch,
-        "layout": chosen.layout,
+        "layouts": chosen.layout,
+        "recipe": recipe,
         "size_limit": chosen.size_limit,
         "variants": {v.name: dataclasses.asdict(v) for v in variants},
         "folder": _stamps(Path(source.removeprefix("path:"))) if source.startswith("path:") else None,
@@ -126,9 +142,10 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         revision or None,
         None,
         lengths,
-        (chosen.layout,),
+        tuple(dict.fromkeys(chosen.layout)),
         chosen.size_limit,
         batches=tuple(chosen.batch),
+        recipe=recipe,
     )
     if not where.traced.exists():
         trace(entry, where.checkpoint, where.traced)

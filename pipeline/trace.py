@@ -220,7 +220,9 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
     from corembed.release import Dense  # noqa: PLC0415
 
     raw = record["recipe"]
-    return Recipe(raw["pooling"], raw["normalize"], tuple(Dense(**d) for d in raw["dense"]), raw["layers"])
+    return Recipe(
+        raw["pooling"], raw["normalize"], tuple(Dense(**d) for d in raw["dense"]), raw.get("layers", 1)
+    )
 
 
 def tokenizer_of(record: Mapping[str, Any]) -> Tokenizer:
