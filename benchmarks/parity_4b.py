@@ -3,7 +3,8 @@
 Usage: `python -m benchmarks.parity_4b CHECKPOINT [VARIANT ...] [--layouts single parts] [--texts 20] [--out FILE]`.
 The reference is the official implementation in FP32 with its weights left on disk (accelerate), the packages are
 built by the pipeline with functions of 32 and 64 tokens for 1 and 8 texts (so that milrun decodes 8 GB of weights
-once for 8 texts, not 8 times); one text also runs in the default function. Every text is compared, the worst judged.
+once for 8 texts, not 8 times); one text also runs in the default function, where every value inside is looked at
+(`benchmarks.inside`). Every text is compared, the worst judged. Works for any decoder's checkpoint.
 Needs twice the checkpoint's size on its disk; packages are deleted. Each step is a process of its own, whose peak
 resident memory is given in bytes. Prints one JSON line; `--out` keeps it.
 """
@@ -26,6 +27,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.convert_4b import machine, peak
+from benchmarks.inside import inside
 from corembed import engines
 from corembed.release import Function
 from corembed.tokenizer import TextTokenizer, Tokens
@@ -109,6 +111,7 @@ def step_run(checkpoint: Path, folder: Path, variant: str, layout: str) -> dict[
     default = functions[0]
     ids, mask = tokenizer.pad([made[0]], default)
     alone = engine.run(default, ids, mask)
+    seen = inside([folder / "packages" / name for name in names], default, ids, mask)
     cosines = agreement.cosines(found, expected)
     np.save(folder / f"{layout}.npy", found)
     return {
@@ -118,6 +121,7 @@ def step_run(checkpoint: Path, folder: Path, variant: str, layout: str) -> dict[
         "default_function_cosine": float(agreement.cosines(alone, expected[:1])[0]),
         "relative_spread": agreement.spread(found) / agreement.spread(expected),
         "packages": len(names),
+        "inside": seen,
     }
 
 

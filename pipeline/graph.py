@@ -101,7 +101,7 @@ class Head(Piece):
 
     def __init__(self, architecture: ModuleType, config: Any, recipe: Recipe, length: int) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.length = recipe, length
         self.final = architecture.Final(config)
         self.dense = nn.ModuleDict(
             {d.path: nn.Linear(d.in_features, d.out_features, bias=d.bias) for d in recipe.dense}
@@ -131,7 +131,7 @@ class Head(Piece):
         if self.recipe.pooling == "mean":
             weights = real / real.sum(1, keepdim=True).clamp(1.0, LARGEST)
         elif self.recipe.pooling == "mean_all":  # padding too: what an application may have stored
-            weights = real * 0.0 + 1.0 / self.positions.shape[1]
+            weights = real * 0.0 + 1.0 / self.length
         else:
             count = (
                 self.positions
