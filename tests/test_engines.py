@@ -6,11 +6,13 @@ import json
 import logging
 import random
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 from helpers import edited, minilm
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from corembed import Embedder, EngineError, engines, release
@@ -142,6 +144,30 @@ def test_mlx_refuses_what_it_does_not_know_to_the_letter(
 
     with pytest.raises(EngineError, match=message):
         Embedder.from_pretrained(folder, engine="mlx", source=checkpoint)
+
+
+def test_a_tensor_that_is_missing_is_missed_at_once(tiny_checkpoint, tiny_release, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint(), checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["encoder.layer.2.output.dense.weight"]
+    save_file(tensors, checkpoint / "model.safetensors")
+    folder = source_release(tiny_release, checkpoint, tmp_path / "r")
+
+    with pytest.raises(EngineError, match=r"weights have no 'encoder.layer.2.output.dense.weight'"):
+        Embedder.from_pretrained(folder, engine="mlx", source=checkpoint)
+
+
+def test_an_engine_that_cannot_be_loaded_is_passed_over(tiny_checkpoint, tiny_release, tmp_path, monkeypatch):
+    folder = source_release(tiny_release, tiny_checkpoint(), tmp_path / "r")
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    embedder = Embedder.from_pretrained(folder, source=tiny_checkpoint())
+
+    assert embedder.engine.name == "sentence-transformers"
+    assert "mlx (cannot be loaded" in embedder.engine.reason
+    monkeypatch.setitem(sys.modules, "sentence_transformers.sentence_transformer", None)
+    with pytest.raises(EngineError, match=r"sentence-transformers \(cannot be loaded"):
+        Embedder.from_pretrained(folder, source=tiny_checkpoint())
 
 
 def test_an_unknown_recipe_is_refused(tiny_release, tmp_path):

@@ -22,20 +22,34 @@ POOLINGS = ("mean", "cls", "lasttoken")
 def passed_over(request: Request) -> str | None:
     """Why this engine cannot run here."""
     if importlib.util.find_spec("mlx") is None:
-        extra = "mlx" if request.machine.system == "Darwin" else "mlx[cpu]"
-        return f"not installed: pip install '{extra}'"
+        return f"not installed: pip install '{_requirement(request)}'"
     return unknown_recipe(request.release.recipe, POOLINGS)
 
 
 def make(request: Request) -> MlxEngine:
     """Load the source checkpoint in the types its weights have."""
-    from corembed.engines import mlx_models  # noqa: PLC0415  # loads mlx
+    try:
+        import mlx.core  # noqa: F401, PLC0415  # loads a GPU library, which may be missing although mlx is there
 
-    folder = request.source()
+        from corembed.engines import mlx_models  # noqa: PLC0415
+    except ImportError as error:
+        raise EngineError(f"cannot be loaded ({error}): pip install '{_requirement(request)}'") from error
+    folder, recipe = request.source(), request.release.recipe
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    encoder = mlx_models.encoder(config, weights(folder))
-    dense = [(weights(folder / d.path), d.activation) for d in request.release.recipe.dense]
-    return MlxEngine(encoder, request.release.recipe, dense, shapes(request.release.tokenizer.max_length))
+    functions = shapes(request.release.tokenizer.max_length)
+    try:
+        encoder = mlx_models.encoder(config, weights(folder))
+        dense = [(weights(folder / d.path), d.activation) for d in recipe.dense]
+        engine = MlxEngine(encoder, recipe, dense, functions)
+        first = functions[0]  # once through every tensor, so that one that is missing is missed now
+        engine.run(first, *np.ones((2, first.batch, first.length), np.int32))
+    except KeyError as error:
+        raise EngineError(f"{folder}: its configuration or its weights have no {error}") from error
+    return engine
+
+
+def _requirement(request: Request) -> str:
+    return "mlx" if request.machine.system == "Darwin" else "mlx[cpu]"
 
 
 def weights(folder: Path) -> dict[str, Any]:

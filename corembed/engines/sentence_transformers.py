@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from corembed.engines.base import Ids, Request, Vectors, shapes
+from corembed.errors import EngineError
 from corembed.release import Function, Package, Recipe
 
 NAME = "sentence-transformers"
@@ -37,10 +38,15 @@ def unknown_recipe(recipe: Recipe, poolings: tuple[str, ...]) -> str | None:
 
 def make(request: Request) -> SourceEngine:
     """Load the source checkpoint, on Apple's GPU where there is one, else in FP32 on the CPU."""
+    try:
+        import torch  # noqa: PLC0415  # heavy
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415  # heavy
+        from sentence_transformers.sentence_transformer import modules as parts  # noqa: PLC0415  # heavy
+    except ImportError as error:  # not there, or of a version before 6
+        raise EngineError(
+            f"cannot be loaded ({error}): pip install 'corembed[sentence-transformers]'"
+        ) from error
     folder = request.source()
-    import torch  # noqa: PLC0415  # heavy
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  # heavy
-    from sentence_transformers.sentence_transformer import modules as parts  # noqa: PLC0415  # heavy
 
     recipe, gpu = request.release.recipe, torch.backends.mps.is_available()
     transformer = parts.Transformer(
