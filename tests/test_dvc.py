@@ -5,9 +5,13 @@ import shutil
 import subprocess
 import sys
 
+import boto3
 import pytest
 import yaml
 from helpers import ROOT
+from moto.server import ThreadedMotoServer
+
+from pipeline.files import inventory
 
 STAGES = (
     "download",
@@ -79,7 +83,8 @@ def project(tiny_checkpoint, tmp_path_factory):
     (folder / "reports").mkdir()
     shutil.copy(ROOT / "reports" / "released.json", folder / "reports")
     (folder / ".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, folder / ".dvc")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     entry = {
         "source": f"path:{tiny_checkpoint()}",
@@ -170,6 +175,35 @@ def test_a_second_clone_pulls_only_what_its_stage_needs(project, tmp_path):
     said = sh(f"{DVC} repro --single-item --force benchmark@tiny-fp16", clone)
     assert said.count("Running stage") == 1
     assert not (clone / "artifacts/tiny/checkpoint").exists()
+
+
+def test_the_same_through_s3(project, tmp_path, monkeypatch):
+    """Linux pushes to a bucket, another clone pulls one package from it: the credentials are in the environment alone."""
+    for name, value in {
+        "ACCESS_KEY_ID": "local",
+        "SECRET_ACCESS_KEY": "local",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="corembed")
+        sh(f"git clone -q {project} clone", tmp_path)
+        clone = tmp_path / "clone"
+        for folder in (project, clone):
+            sh(f"{DVC} remote add -q --local bucket s3://corembed/store", folder)
+            sh(f"{DVC} remote modify -q --local bucket endpointurl http://{host}:{port}", folder)
+        sh(f"{DVC} push -q -r bucket quantize@tiny-int8", project)
+        sh(f"{DVC} pull -q -r bucket quantize@tiny-int8", clone)
+    finally:
+        server.stop()
+    package = "artifacts/tiny/packages/int8"
+
+    assert inventory(clone / package) == inventory(project / package)
+    assert [p.name for p in (clone / "artifacts/tiny").iterdir()] == ["packages"]
+    assert "endpointurl" not in sh("git diff HEAD", clone)
 
 
 def test_a_failing_gate_keeps_the_report_and_the_ignored_files(project):
