@@ -35,7 +35,12 @@ def judged(code: Path, model: str, variants: list[str]) -> dict[str, Any]:
 def built(code: Path, checkpoint: Path, variant: str, texts: int) -> dict[str, Any]:
     """Build a checkpoint in the present folder, as far as it is not built, then run both stages."""
     everything = params.load(code / "params.yaml")
-    entry = {"source": f"path:{checkpoint}", "max_lengths": [32, 128], "parity_texts": texts}
+    entry = {
+        "source": f"path:{checkpoint}",
+        "max_lengths": [32, 128],
+        "batches": [1, 8],
+        "parity_texts": texts,
+    }
     everything["models"] = {"large": entry}
     Path("params.yaml").write_text(yaml.safe_dump(everything), encoding="utf-8")
     root = Path("artifacts") / "large"

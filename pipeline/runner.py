@@ -54,12 +54,26 @@ class Runner:
         return vector
 
     def embed_all(self, tokens: Sequence[Tokens], label: str) -> Vectors:
-        """All texts, each in its smallest bucket, those of one bucket after one another: float32 (n, dimension)."""
-        order = sorted(range(len(tokens)), key=lambda i: self.smallest(tokens[i]).length)
+        """All texts, each in its smallest bucket: float32 (n, dimension).
+
+        Core ML runs the functions of one text, which is what clients call. milrun takes the largest batch there is,
+        so that it decodes the weights of a large model once for all its texts; `pipeline.invariance` compares both.
+        """
         found: dict[int, Vectors] = {}
-        for i in tqdm(order, desc=f"{label} ({self.layout})", unit="text", disable=None):
-            found[i] = self.embed(tokens[i])
+        progress = tqdm(total=len(tokens), desc=f"{label} ({self.layout})", unit="text", disable=None)
+        for bucket in self.buckets:
+            mine = [i for i, t in enumerate(tokens) if self.smallest(t) == bucket]
+            function = bucket if self.engine.name == "coreml" else self._widest(bucket)
+            for start in range(0, len(mine), function.batch):
+                rows = mine[start : start + function.batch]
+                ids, mask = self.tokenizer.pad([tokens[i] for i in rows], function)
+                found |= dict(zip(rows, self.engine.run(function, ids, mask), strict=False))
+                progress.update(len(rows))
+        progress.close()
         return np.stack([found[i] for i in range(len(tokens))])
+
+    def _widest(self, bucket: Function) -> Function:
+        return max((f for f in self.functions if f.length == bucket.length), key=lambda f: f.batch)
 
 
 def runners(

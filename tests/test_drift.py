@@ -7,7 +7,7 @@ import pytest
 from helpers import build_places
 from safetensors.numpy import load_file, save_file
 
-from pipeline import convert, drift, params, runner, stored
+from pipeline import convert, drift, invariance, params, runner, stored
 from pipeline.files import read_json
 from pipeline.reference import reference
 
@@ -26,6 +26,22 @@ def made(request, tiny_checkpoint, tmp_path_factory):
     entry, where = build_places(source, tmp_path_factory.mktemp("drift") / "tiny", FP16, parity_texts=40)
     reference(entry, where.checkpoint, where.reference)
     return entry, where
+
+
+def test_texts_in_batches_are_the_same_as_one_by_one(tiny_checkpoint, tmp_path):
+    """Seven texts in functions of one and of four, in two buckets."""
+    _, where = build_places(tiny_checkpoint(), tmp_path / "tiny", FP16, parity_texts=40, batches=(1, 4))
+    reference(
+        params.Model("tiny", "", None, None, (16, 64), parity_texts=40), where.checkpoint, where.reference
+    )
+    made = first_runner(where)
+    texts = ["", "a", "two words", "importance", "word " * 30, "x", "word " * 40]
+    tokens = made.tokenizer.encode(texts)
+    together = made.embed_all(tokens, "test")
+
+    assert {f.batch for f in made.functions} == {1, 4}
+    np.testing.assert_allclose(together, [made.embed(t) for t in tokens], atol=2e-3)
+    assert invariance.batches(made, tokens) > 0.99999
 
 
 def test_a_sound_package_follows_the_original_at_every_layer(made):
