@@ -184,12 +184,19 @@ def test_search_refuses_an_index_of_another_space(search, tiny_release, tmp_path
         (["serve", "RELEASE", "--host", "192.0.2.1"], "set COREMBED_API_KEY"),
         (["serve", "RELEASE", "--api-key-file", "empty.txt"], "holds no API key"),
         (["serve", "RELEASE", "--api-key-file", "missing.txt"], "missing.txt"),
+        (
+            ["serve", "RELEASE", "--port", "1", "--host", "192.0.2.1", "--allow-anonymous"],
+            "cannot serve on 192.0.2.1 port 1",
+        ),
+        (["search", "RELEASE", "empty", "x", "--store", "empty.txt"], "empty.txt is not a folder"),
+        (["embed", "RELEASE", "empty.txt", "--out", "folder.npy"], "folder.npy is a folder"),
         (["verify", "empty"], "not a corembed release"),
     ],
 )
 def test_mistakes_get_a_sentence(tiny_release, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.npy").mkdir()
     (tmp_path / "empty.txt").touch()
 
     assert main([str(tiny_release) if a == "RELEASE" else a for a in arguments]) == 1
@@ -199,7 +206,14 @@ def test_mistakes_get_a_sentence(tiny_release, tmp_path, monkeypatch, capsys, ar
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["serve", "x", "--port", "70000"], ["cache", "prune", "--max-size", "big"]]
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["serve", "x", "--port", "70000"],
+        ["cache", "prune", "--max-size", "big"],
+        ["cache", "prune", "--max-age-days", "-5"],
+    ],
 )
 def test_a_wrong_call_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:

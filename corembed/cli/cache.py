@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     listed = actions.add_parser("list", help="what is there, the longest unused first")
     pruned = actions.add_parser("prune", help="delete what is old, or the oldest of what is too much")
     pruned.add_argument("--max-size", type=text.bytes_of, help="the most that may stay, like 20GiB")
-    pruned.add_argument("--max-age-days", type=float, help="what was not used for so many days goes")
+    pruned.add_argument("--max-age-days", type=text.positive, help="what was not used for so many days goes")
     cleared = actions.add_parser("clear", help="delete everything in the cache")
     for action in (listed, pruned, cleared):
         action.add_argument("--json", action="store_true", help="as JSON")

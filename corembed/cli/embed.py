@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from corembed.cli import model
-from corembed.cli.embedding.outputs import Output, line
+from corembed.cli.embedding.outputs import Output, check, line
 from corembed.cli.embedding.sources import FORMATS, STDIN, Record, Source
 from corembed.cli.errors import UserError
 from corembed.cli.text import count
@@ -75,6 +75,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Embed."""
     source = Source(options.inputs, options.format, options.field, options.keep)
+    if options.out != STDIN:
+        check(Path(options.out), overwrite=options.overwrite)
     embedder = model.load(options)
     try:
         width = embedder.encode([], prompt_name=options.prompt_name, dimensions=options.dimensions).shape[1]

@@ -50,10 +50,15 @@ def run(options: argparse.Namespace) -> int:
         from chromadb.config import Settings  # noqa: PLC0415
 
         from corembed.integrations.chroma import CorembedEmbeddingFunction, open_collection  # noqa: PLC0415
-    embedder = model.load(options)
     store = options.store or options.folder / STORE
+    if store.exists() and not store.is_dir():
+        raise UserError(f"--store {store} is not a folder")
+    embedder = model.load(options)
     quiet = Settings(anonymized_telemetry=False)
-    client = chromadb.PersistentClient(str(store), settings=quiet)
+    try:
+        client = chromadb.PersistentClient(str(store), settings=quiet)
+    except Exception as error:  # Chroma raises its own errors, sqlite's and plain ones for a damaged store
+        raise UserError(f"{store} cannot be opened by Chroma: {error}") from error
     function = CorembedEmbeddingFunction(
         options.model, revision=options.revision, variant=options.variant, embedder=embedder
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corembed.cli import model
 from corembed.cli.errors import UserError, needs
-from corembed.cli.text import count
+from corembed.cli.text import count, positive
 
 HELP = "serve a release as an OpenAI-compatible API"
 
@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--max-waiting", type=count, default=64, help="requests in the queue, the next gets 429; default: 64"
     )
     limits.add_argument(
-        "--max-wait", type=float, default=60.0, help="seconds in the queue before 503; default: 60"
+        "--max-wait", type=positive, default=60.0, help="seconds in the queue before 503; default: 60"
     )
     limits.add_argument(
         "--grace", type=count, default=30, help="seconds to finish requests at the end; default: 30"
@@ -57,7 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
     with needs("serve"):
-        from corembed.server.run import serve  # noqa: PLC0415  # an extra's packages
+        from corembed.server.run import bound, serve  # noqa: PLC0415  # an extra's packages
         from corembed.server.settings import KEY_VARIABLE, Settings, read_keys  # noqa: PLC0415
 
     try:
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"--host {options.host} serves other machines: set {KEY_VARIABLE} or --api-key-file, or say --allow-anonymous"
         )
+    listener = bound(options.host, options.port)  # a port in use is known before a model is loaded
     embedder = model.load(options)
     settings = Settings(
         names=tuple(options.model_name or [embedder.release.model]),
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         wait_seconds=options.max_wait,
         truncate=options.truncate,
     )
-    serve(embedder, settings, options.host, options.port, options.grace)
+    serve(embedder, settings, listener, options.grace)
     return 0
 
 

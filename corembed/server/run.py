@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import sys
 
 import uvicorn
 
@@ -11,7 +13,19 @@ from corembed.server import app
 from corembed.server.settings import Settings
 
 
-def serve(embedder: Embedder, settings: Settings, host: str, port: int, grace: int) -> None:
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on this address that does not listen yet; port 0 takes a free one. Raises `OSError` with the address."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot serve on {host} port {port}: {error.strerror or error}") from error
+    return listener
+
+
+def serve(embedder: Embedder, settings: Settings, listener: socket.socket, grace: int) -> None:
     """Serve until SIGINT or SIGTERM, then finish what was accepted, for at most `grace` seconds.
 
     uvicorn sends a caught signal again once it is done, to end the process as if it had not been caught. An
@@ -19,11 +33,10 @@ def serve(embedder: Embedder, settings: Settings, host: str, port: int, grace: i
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    uvicorn.run(
-        app.create(embedder, settings),
-        host=host,
-        port=port,
-        timeout_graceful_shutdown=grace,
-        server_header=False,
-        log_level="info",
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(
+        app.create(embedder, settings), timeout_graceful_shutdown=grace, server_header=False, log_level="info"
     )
+    place = f"[{host}]" if ":" in host else host
+    print(f"serving {embedder!r} on http://{place}:{port}/v1", file=sys.stderr, flush=True)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -52,7 +52,11 @@ def read_keys(file: Path | None) -> tuple[bytes, ...]:
     if file is None:
         key = os.environ.get(KEY_VARIABLE, "").strip()
         return (_digest(key),) if key else ()
-    keys = tuple(_digest(line.strip()) for line in file.read_text("utf-8").splitlines() if line.strip())
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text of API keys: {error}") from error
+    keys = tuple(_digest(line.strip()) for line in lines if line.strip())
     if not keys:
         raise ValueError(f"{file} holds no API key: write one a line")
     return keys

@@ -167,21 +167,27 @@ class Parquet:
 FORMATS: dict[str, type[Rows]] = {".npy": Npy, ".jsonl": Jsonl, ".parquet": Parquet}
 
 
+def check(out: Path, *, overwrite: bool) -> None:
+    """Can this be written? Asked before a model is loaded."""
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(
+            f"{out}: cannot write {out.suffix or 'a file without suffix'}; there is {', '.join(FORMATS)}"
+        )
+    if out.is_dir():
+        raise UserError(f"{out} is a folder")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already: say --overwrite, or name another")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent} is not a folder")
+
+
 class Output:
     """A file in the making. `rows` is how many an earlier run left, `digest` that of their texts."""
 
     def __init__(
         self, out: Path, width: int, about: dict[str, Any], *, restart: bool, overwrite: bool
     ) -> None:
-        kind = FORMATS.get(out.suffix.lower())
-        if kind is None:
-            raise UserError(
-                f"{out}: cannot write {out.suffix or 'a file without suffix'}; there is {', '.join(FORMATS)}"
-            )
-        if out.exists() and not overwrite:
-            raise UserError(f"{out} is there already: say --overwrite, or name another")
-        if not out.parent.is_dir():
-            raise UserError(f"{out.parent} is not a folder")
+        check(out, overwrite=overwrite)
         self.out, self.folder, self.about = out, out.with_name(out.name + ".part"), about
         self.folder.mkdir(exist_ok=True)
         self._lock = self._locked()
@@ -191,7 +197,7 @@ class Output:
                     path.unlink()
         self.state, self.hash = self.folder / "state.json", hashlib.sha256()
         self.rows, self.digest = self._earlier()
-        self._rows = kind(self.folder, width, about)
+        self._rows = FORMATS[out.suffix.lower()](self.folder, width, about)
         self._rows.keep(self.rows)
 
     def write(self, texts: Sequence[str], vectors: Vectors, kept: Sequence[dict[str, Any]]) -> None:
