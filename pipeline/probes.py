@@ -58,9 +58,13 @@ def probe(model: SentenceTransformer, text: str) -> Probe:
     states: list[Any] = []
     with _watched(model, states), torch.no_grad():
         features = model(model.preprocess([text]))
+    ids = token_ids(model, text)
+    # A recipe that pools padding too has padded the text: the probe keeps its own tokens.
+    left = model.tokenizer.padding_side == "left"
+    own = slice(-len(ids), None) if left else slice(len(ids))
     return Probe(
-        tuple(token_ids(model, text)),
-        np.stack(states),
-        features["token_embeddings"][0].float().cpu().numpy(),
+        tuple(ids),
+        np.stack(states)[:, own],
+        features["token_embeddings"][0, own].float().cpu().numpy(),
         features["sentence_embedding"][0].float().cpu().numpy(),
     )
