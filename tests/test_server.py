@@ -351,10 +351,12 @@ def process(tiny_release, tmp_path):
         running = subprocess.Popen(
             command, stdout=opened, stderr=opened, env=stub.ENVIRONMENT | {"COREMBED_API_KEY": KEY}
         )
-    while not (found := re.search(r"running on socket \('([\d.]+)', (\d+)\)", log.read_text())):
+    deadline = time.monotonic() + 300
+    while not (found := re.search(r"on (http://[\d.:]+)/v1", log.read_text())):
         assert running.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
-    yield running, f"http://{found[1]}:{found[2]}", log
+    yield running, found[1], log
     running.kill()
 
 

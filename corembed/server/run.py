@@ -25,6 +25,19 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
+class _Server(uvicorn.Server):
+    """Says where it listens once it does; uvicorn is silent about a socket that it is given."""
+
+    def __init__(self, config: uvicorn.Config, message: str) -> None:
+        super().__init__(config)
+        self._message = message
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._message, file=sys.stderr, flush=True)
+
+
 def serve(embedder: Embedder, settings: Settings, listener: socket.socket, grace: int) -> None:
     """Serve until SIGINT or SIGTERM, then finish what was accepted, for at most `grace` seconds.
 
@@ -38,5 +51,4 @@ def serve(embedder: Embedder, settings: Settings, listener: socket.socket, grace
         app.create(embedder, settings), timeout_graceful_shutdown=grace, server_header=False, log_level="info"
     )
     place = f"[{host}]" if ":" in host else host
-    print(f"serving {embedder!r} on http://{place}:{port}/v1", file=sys.stderr, flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config, f"serving {embedder!r} on http://{place}:{port}/v1").run(sockets=[listener])
