@@ -9,12 +9,14 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # The main job on the embedded real model: checkpoint to proven packages; ends with the path of the report.
 demo: repro
 
-# All stages of one model of params.yaml. `summarize` runs alone: it reads the reports of every model.
+# All stages of one model of params.yaml. A missed gate stops the release and not the report, which shows it.
+# `summarize` runs alone: it reads the reports of every model.
 repro: .venv/installed
-	dvc repro --quiet --glob 'benchmark@$(MODEL)-*' 'validate@$(MODEL)-*'
-	dvc repro --quiet 'publish@$(MODEL)'
-	dvc repro --quiet --single-item summarize
-	@echo "report: $(CURDIR)/reports/index.html"
+	@failed=0; \
+	dvc repro --quiet --keep-going --glob 'audit@$(MODEL)-*' 'benchmark@$(MODEL)-*' 'validate@$(MODEL)-*' || failed=1; \
+	[ $$failed = 1 ] || dvc repro --quiet 'publish@$(MODEL)' || failed=1; \
+	dvc repro --quiet --single-item summarize || failed=1; \
+	echo "report: $(CURDIR)/reports/index.html"; exit $$failed
 
 # On a Mac, after another machine has built and pushed: fetch the packages alone and measure them.
 measure: .venv/installed

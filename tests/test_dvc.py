@@ -212,7 +212,9 @@ def test_a_failing_gate_keeps_the_report_and_the_ignored_files(project):
     params = yaml.safe_load(path.read_text())
     params["variants"]["int8"]["gates"]["min_cosine"] = 0.9999999
     path.write_text(yaml.safe_dump(params))
-    said = sh(f"{DVC} repro validate@tiny-int8", project, fails=True)
+    said = sh(f"{DVC} repro --keep-going --glob 'validate@tiny-*'", project, fails=True)
+    sh(f"{DVC} repro --quiet --single-item summarize", project)
+    page = (project / "reports/index.html").read_text()
     report = json.loads((project / "reports/parity/tiny/int8.json").read_text())
     changed = sh(f"{DVC} metrics diff --precision 7 --all", project)
     sh("git add -A", project)
@@ -220,6 +222,7 @@ def test_a_failing_gate_keeps_the_report_and_the_ignored_files(project):
     sh("git reset -q --hard", project)
 
     assert "allowed at least 0.9999999" in said
+    assert "1 of 2 builds fail:</span> tiny int8" in page
     assert report["passed"] is False
     assert "passed" in changed
     assert not [s for s in staged if s.startswith("artifacts/")]
