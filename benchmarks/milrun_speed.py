@@ -1,6 +1,6 @@
 """How long does a forward pass take against the same model in PyTorch eager, at the same threads?
 
-`python -m benchmarks.milrun_speed [--threads 2] [--repeats 10] [--json FILE]` makes three packages from
+`python -m benchmarks.milrun_speed [--threads 2] [--repeats 10] [--only CASE] [--json FILE]` makes three packages from
 random weights (a BERT-base encoder at 1 x 128 tokens, and a 4-layer decoder 2,560 wide), each in FP32
 and FP16, and times milrun and PyTorch alternately in one process. Milliseconds and ratios are of medians;
 the ratio of the fastest runs stands beside them, which other work on the machine disturbs less.
@@ -139,6 +139,9 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--only", help="one case, such as decoder-fp16; the others' rows in the JSON file stay"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -148,13 +151,18 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if options.only and options.json and options.json.exists():
+        kept = json.loads(options.json.read_text("utf-8"))["rows"]
+        rows = [r for r in kept if f"{r['model']}-{r['semantics']}" != options.only]
     with tempfile.TemporaryDirectory() as folder:
         for module, example in (
             (Encoder().eval(), torch.randint(0, 30522, (1, TOKENS), dtype=torch.int32)),
             (Decoder().eval(), torch.randn(1, TOKENS, 2560)),
         ):
             for precision in ("fp32", "fp16"):
+                if options.only not in (None, f"{type(module).__name__.lower()}-{precision}"):
+                    continue
                 path = _convert(module, example, precision, Path(folder))
                 for keep in (False, True):
                     model = milrun.load(path, keep_weights=keep)
@@ -178,11 +186,12 @@ def main() -> int:
                             "ratio": round(ours / theirs, 3),
                             "ratio_of_minima": round(min(times[0]) / min(times[1]), 3), "bar": BARS[precision], "cosine": round(cosine, 6),
                             "threads": options.threads,
+                            "load_average": round(os.getloadavg()[0], 1),
                         }
                     )  # fmt: skip
                     print(rows[-1], flush=True)
                     if options.json:
-                        report = {**describe(), "load_average": round(os.getloadavg()[0], 1), "rows": rows}
+                        report = {**describe(), "rows": rows}
                         options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return int(any(row["ratio"] > row["bar"] for row in rows))
 
