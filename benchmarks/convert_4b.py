@@ -4,8 +4,9 @@ Usage: `python -m benchmarks.convert_4b CHECKPOINT [VARIANT ...] [--layouts sing
 checkpoint of `benchmarks.make_checkpoint`, or a real one. Each step is a process of its own, whose peak is the
 kernel's (`VmHWM`). A step's wall time is from the first weight read to the last byte on disk (fsync); just before
 it, the checkpoint's files are copied on the same disk (fsync too), and `ratio_to_copy` compares the two. `trace`
-is the graph's part: tracing the pieces at three lengths and joining the programs of both layouts. Packages are
-written to a temporary folder and deleted. Prints one JSON line in bytes and seconds; `--out` keeps it.
+is the graph's part: tracing the pieces at three lengths and joining the programs of both layouts. Variants are
+rounded to nearest, without calibration. Packages are written to a temporary folder and deleted. Prints one JSON
+line in bytes and seconds; `--out` keeps it.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def main() -> None:
         "hidden": settings["hidden_size"],
         "max_lengths": LENGTHS,
         "steps": figures,
-        "variants": {v: dataclasses.asdict(params.variant(v)) for v in chosen.variants},
+        "variants": {v: dataclasses.asdict(params.variant(v).uncalibrated()) for v in chosen.variants},
         "machine": machine(),
         "load_average": os.getloadavg()[0],
         "date": dt.datetime.now(dt.UTC).date().isoformat(),

@@ -29,7 +29,8 @@ def traced(tiny_checkpoint, tmp_path_factory):
 
 def build(traced, variant, out):
     source, programs = traced
-    assemble(programs, source, params.variant(variant), out, {"corembed.summary": "tiny"})
+    plain = params.variant(variant).uncalibrated()  # what is cut and how, not how well it is rounded
+    assemble(programs, source, plain, out, {"corembed.summary": "tiny"})
     counts = read_json(out / "packages.json")["layouts"]
     return {layout: [out / n for n in package_names(variant, layout, c)] for layout, c in counts.items()}
 
