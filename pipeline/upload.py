@@ -98,14 +98,12 @@ class Repository:
                 return action()
             except (HfHubHTTPError, httpx2.TransportError, RuntimeError) as error:
                 if not _passing(error) or attempt == TRIES:
-                    raise PipelineError(
-                        f"{self.name}: {what} failed: {_reason(error)}; "
-                        + (
-                            "run again to continue"
-                            if _passing(error)
-                            else "check the name and your token's rights"
-                        )
-                    ) from error
+                    advice = (
+                        "run again to continue"
+                        if _passing(error)
+                        else "check the name and your token's rights"
+                    )
+                    raise PipelineError(f"{self.name}: {what} failed: {_reason(error)}; {advice}") from error
                 self.wait(min(2.0 ** (attempt - 1), 16))
         raise AssertionError
 
