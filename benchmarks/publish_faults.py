@@ -230,7 +230,7 @@ def trials(
         project = built.copy(folder, "corembed")
         project.hub = hub
         project.params(files_per_commit=limit)
-        trial = Trial(project, random.Random(seed + limit))  # noqa: S311  # not for secrets
+        trial = Trial(project, random.Random(seed))  # noqa: S311  # not for secrets
         results = []
         for number in numbers:
             if time.monotonic() > until:
@@ -255,18 +255,20 @@ def main() -> None:
         folder = Path(scratch)
         (folder / "checkpoint").mkdir()
         built = make(folder / "built", source, checkpoint(folder / "checkpoint"), mixed=True)
-        with ThreadPoolExecutor(len(LIMITS)) as pool:  # each with a hub and a copy of the project of its own
+        work = LIMITS * 2  # each with a hub and a copy of the project of its own: much of the time is waiting
+        with ThreadPoolExecutor(len(work)) as pool:
+            until = started + 60 * options.minutes
             jobs = [
                 pool.submit(
                     trials,
                     built,
-                    folder / str(limit),
+                    folder / str(n),
                     limit,
-                    range(half, options.runs, len(LIMITS)),
-                    options.seed,
-                    started + 60 * options.minutes,
+                    range(n, options.runs, len(work)),
+                    options.seed + n,
+                    until,
                 )
-                for half, limit in enumerate(LIMITS)
+                for n, limit in enumerate(work)
             ]
             results = [result for job in jobs for result in job.result()]
     count = collections.Counter
