@@ -4,7 +4,7 @@ MODEL ?= all-minilm-l6-v2
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint types repro measure conformance up-to-date clean
+.PHONY: demo test lint types repro packages measure conformance up-to-date clean
 
 # The main job on the embedded real model: checkpoint to proven packages; ends with the path of the report.
 demo: repro
@@ -18,9 +18,12 @@ repro: .venv/installed
 	dvc repro --quiet --single-item summarize || failed=1; \
 	echo "report: $(CURDIR)/reports/index.html"; exit $$failed
 
+# The packages of a model from the DVC remote, and nothing else (`dvc pull --glob` matches files, not stages).
+packages: .venv/installed
+	dvc pull $$(dvc stage list --name-only | grep -E '^(convert@$(MODEL)$$|quantize@$(MODEL)-)')
+
 # On a Mac, after another machine has built and pushed: fetch the packages alone and measure them.
-measure: .venv/installed
-	dvc pull --glob 'convert@$(MODEL)' 'quantize@$(MODEL)-*'
+measure: packages
 	dvc repro --single-item --force --glob 'benchmark@$(MODEL)-*'
 	dvc repro --quiet --single-item summarize
 
