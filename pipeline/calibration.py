@@ -48,8 +48,8 @@ def _made(tokenizer: FastTokenizer) -> Iterator[str]:
 
     for _ in range(_MADE):
         yield words(int(rng.integers(1, 24)))
-        yield (words(1) + " ") * int(rng.integers(2, 100))
-        yield (words(int(rng.integers(2, 6))) + " ") * int(rng.integers(2, 30))
+        yield (words(1) + " ") * int(rng.integers(2, 300))
+        yield (words(int(rng.integers(2, 6))) + " ") * int(rng.integers(2, 90))
         yield "".join(rng.choice(_SIGNS, size=int(rng.integers(1, 40))))
 
 
