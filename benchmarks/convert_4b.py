@@ -3,7 +3,7 @@
 Usage: `python -m benchmarks.convert_4b CHECKPOINT [VARIANT ...] [--layouts single parts] [--out FILE]` on a
 checkpoint of `benchmarks.make_checkpoint`, or a real one. Each step is a process of its own, whose peak is the
 kernel's (`VmHWM`). A step's wall time is from the first weight read to the last byte on disk (fsync); just before
-it, the checkpoint's files are copied on the same disk (fsync too), and `ratio_to_copy` compares the two. `trace`
+it, the checkpoint's files are copied on the same disk (fsync too) and deleted, and `ratio_to_copy` compares the two. `trace`
 is the graph's part: tracing the pieces at three lengths and joining the programs of both layouts. Variants are
 rounded to nearest, without calibration. Packages are written to a temporary folder and deleted. Prints one JSON
 line in bytes and seconds; `--out` keeps it.
@@ -13,14 +13,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime as dt
-import importlib.metadata
 import json
 import os
-import platform
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +24,8 @@ from typing import Any
 
 from coremltools.proto import MIL_pb2
 
+from benchmarks import steps
+from milrun.testing.machine import describe
 from pipeline import params
 from pipeline.cut import cut
 from pipeline.errors import run
@@ -40,56 +37,45 @@ LENGTHS = (32, 128, 512)
 _METADATA = {"corembed.summary": "measurement"}
 
 
-def peak() -> int:
-    """The kernel's high-water mark of this process, in bytes."""
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-    import resource  # noqa: PLC0415
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def copy(checkpoint: Path, folder: Path) -> float:
     """Seconds to copy the checkpoint's weights into `folder` and have them on disk; they are deleted again."""
-    total = 0.0
+    copies = folder / "copy"
+    copies.mkdir()
+    started = time.monotonic()
     for shard in sorted(checkpoint.glob("*.safetensors")):
-        target = folder / "copy"
-        started = time.monotonic()
-        shutil.copyfile(shard, target)
-        with target.open("rb+") as file:
+        shutil.copyfile(shard, copies / shard.name)
+        with (copies / shard.name).open("rb+") as file:
             os.fsync(file.fileno())
-        total += time.monotonic() - started
-        target.unlink()
-    return total
+    seconds = time.monotonic() - started
+    shutil.rmtree(copies)
+    return seconds
 
 
-def step_trace(checkpoint: Path, traced: Path) -> dict[str, Any]:
+def step_trace(checkpoint: str, out: str) -> dict[str, Any]:
     """Trace three lengths and join the programs of both layouts in FP16."""
+    folder, traced = Path(checkpoint), Path(out)
     entry = params.Model("4b", f"path:{checkpoint}", None, None, LENGTHS, ("single", "parts"))
     started = time.monotonic()
-    trace(entry, checkpoint, traced)
-    layers = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    trace(entry, folder, traced)
+    layers = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     spans = [Span(0, layers, table=True, head=True), *cut([202] * layers, 0, 0, 1074)]  # MB
     programs = 0
-    for folder in (path for path in traced.iterdir() if path.is_dir()):
-        pieces = {path.stem: MIL_pb2.Program.FromString(path.read_bytes()) for path in folder.glob("*.mil")}
+    for function in (path for path in traced.iterdir() if path.is_dir()):
+        pieces = {path.stem: MIL_pb2.Program.FromString(path.read_bytes()) for path in function.glob("*.mil")}
         programs += len([splice(pieces, span, 1) for span in spans])
     return {"seconds": time.monotonic() - started, "programs": programs}
 
 
-def step_stream(checkpoint: Path, traced: Path, name: str, layout: str) -> dict[str, Any]:
+def step_stream(source: str, traced: str, name: str, layout: str) -> dict[str, Any]:
     """Copy the checkpoint, then write the packages of one variant and layout beside it."""
     # Imported here: the trace, whose memory is measured by itself, does without the compiler of k-means.
     from pipeline.assemble import Feed, Part, Plan, Traced, package_names, write_package  # noqa: PLC0415
     from pipeline.kept import Kept  # noqa: PLC0415
 
-    variant, made = (
-        params.variant(name).uncalibrated(),
-        Traced(traced),
-    )  # random weights have no activations to go by
+    checkpoint, made = Path(source), Traced(Path(traced))
+    variant = params.variant(name).uncalibrated()  # random weights have no activations to go by
     spans = made.spans(layout, variant)
-    folder = Path(tempfile.mkdtemp(prefix="packages-", dir=traced.parent))
+    folder = Path(tempfile.mkdtemp(prefix="packages-", dir=checkpoint.parent))
     try:
         copied = copy(checkpoint, folder)
         seconds = 0.0
@@ -113,29 +99,9 @@ def step_stream(checkpoint: Path, traced: Path, name: str, layout: str) -> dict[
     }
 
 
-def measure(*step: object) -> dict[str, Any]:
-    """Run one step in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.convert_4b", "--step", *map(str, step)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
-
-
-def machine() -> str:
-    """Processor, cores, memory."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.processor()]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{platform.system()} {platform.machine()}, {names[0]}, {os.cpu_count()} cores, {memory:.0f} GiB"
-
-
 def main() -> None:
     """See the module."""
-    if sys.argv[1:2] == ["--step"]:
-        kind, checkpoint, traced, *rest = sys.argv[2:]
-        steps = {"trace": step_trace, "stream": step_stream}
-        result = steps[kind](Path(checkpoint), Path(traced), *rest)
-        print(json.dumps(result | {"peak_rss_bytes": peak()}))
+    if steps.asked({"trace": step_trace, "stream": step_stream}):
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("checkpoint", type=Path)
@@ -146,10 +112,14 @@ def main() -> None:
     checkpoint = chosen.checkpoint.resolve()
     with tempfile.TemporaryDirectory(prefix="convert-4b-", dir=checkpoint.parent) as folder:
         traced = Path(folder) / "traced"
-        figures = {"trace": measure("trace", checkpoint, traced)}
+        figures = {"trace": steps.measure("convert_4b", "trace", checkpoint, traced)}
+        # Not counted: the first copy finds memory cold, which a virtual machine's host has yet to give.
+        copy(checkpoint, Path(folder))
         for variant in chosen.variants:
             for layout in chosen.layouts:
-                figures[f"{variant}-{layout}"] = measure("stream", checkpoint, traced, variant, layout)
+                figures[f"{variant}-{layout}"] = steps.measure(
+                    "convert_4b", "stream", checkpoint, traced, variant, layout
+                )
                 print(f"{variant} {layout}: {figures[f'{variant}-{layout}']}", file=sys.stderr)
     settings = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     line = {
@@ -159,11 +129,8 @@ def main() -> None:
         "max_lengths": LENGTHS,
         "steps": figures,
         "variants": {v: dataclasses.asdict(params.variant(v).uncalibrated()) for v in chosen.variants},
-        "machine": machine(),
         "load_average": os.getloadavg()[0],
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "versions": {n: importlib.metadata.version(n) for n in ("torch", "coremltools", "numpy")},
-    }
+    } | describe()
     print(json.dumps(line))
     if chosen.out:
         write_json(chosen.out, line)

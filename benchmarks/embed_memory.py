@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 from corembed import engines
 from corembed.cli import main as corembed
 from corembed.engines.base import Ids, Request, Vectors, shapes
+from milrun.testing.machine import describe
 
 BAR = 32 << 20
 PAIRS = (("txt", "npy"), ("jsonl", "jsonl"), ("parquet", "parquet"))
@@ -138,9 +138,7 @@ def main() -> int:
         "bar_bytes": BAR,
         "formats": figures,
         "passed": all(f["passed"] for f in figures.values()),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    } | describe("corembed", "numpy", "tokenizers")
     text = json.dumps(report, indent=2)
     print(text)
     if options.json:

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from benchmarks.stages import measure
-from pipeline import conditions, params
+from milrun.testing.machine import describe
+from pipeline import params
 from pipeline.files import write_json
 
 
@@ -89,9 +90,7 @@ def main() -> None:
         "validate_seconds": round(sum(s["seconds"] for s in validated), 2),
         "validate_cpu_seconds": round(sum(s["cpu_seconds"] for s in validated), 2),
         "peak_rss_bytes": max(s["peak_rss_bytes"] for s in every),
-        "machine": conditions.machine(),
-        "state": conditions.state(),
-    }
+    } | describe("coremltools", "numpy", "torch", "mteb")
     if out:
         write_json(out, line)
     print(json.dumps(line))

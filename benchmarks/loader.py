@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -39,6 +37,7 @@ import numpy as np
 
 from corembed import Embedder
 from corembed.release import Function
+from milrun.testing.machine import describe
 from pipeline.texts import EDGE_CASES, articles, news
 
 ROOT = Path(__file__).parent.parent
@@ -301,16 +300,7 @@ def size(_release: Path, _checkpoint: Path) -> dict[str, Any]:
 MEASUREMENTS = {m.__name__: m for m in (size, overhead, tokenizer, streaming, processes, parity)}
 
 
-def machine() -> dict[str, Any]:
-    """Where the figures were measured."""
-    packages = ("numpy", "tokenizers", "transformers", "sentence-transformers", "torch", "coremltools")
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
+PACKAGES = ("numpy", "tokenizers", "transformers", "sentence-transformers", "torch", "coremltools")
 
 
 def main() -> int:
@@ -338,7 +328,7 @@ def main() -> int:
                 )
     if options.json:
         there = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
-        measured_here = {name: {**figures, "machine": machine()} for name, figures in found.items()}
+        measured_here = {name: {**figures, "machine": describe(*PACKAGES)} for name, figures in found.items()}
         text = json.dumps(there | measured_here, indent=2, sort_keys=True)
         options.json.write_text(text + "\n", encoding="utf-8")
     return int(missed > 0)

@@ -4,7 +4,7 @@ Usage: `python -m benchmarks.parity_4b CHECKPOINT [VARIANT ...] [--layouts singl
 The reference is the official implementation in FP32 with its weights left on disk (accelerate), the packages are
 built by the pipeline with functions of 32 and 64 tokens for 1 and 8 texts (so that milrun decodes 8 GB of weights
 once for 8 texts, not 8 times); one text also runs in the default function, where every value inside is looked at
-(`benchmarks.inside`). Every text is compared, the worst judged. Works for any decoder's checkpoint.
+(`benchmarks.inside`). Every text is compared, the worst judged (`LEAST`). Works for any decoder's checkpoint.
 Needs twice the checkpoint's size on its disk; packages are deleted. Each step is a process of its own, whose peak
 resident memory is given in bytes. Prints one JSON line; `--out` keeps it.
 """
@@ -12,11 +12,8 @@ resident memory is given in bytes. Prints one JSON line; `--out` keeps it.
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import importlib.metadata
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,11 +23,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.convert_4b import machine, peak
+from benchmarks import steps
 from benchmarks.inside import inside
 from corembed import engines
 from corembed.release import Function
 from corembed.tokenizer import TextTokenizer, Tokens
+from milrun.testing.machine import describe
 from pipeline import agreement, params
 from pipeline.assemble import assemble, package_names
 from pipeline.errors import PipelineError, run
@@ -41,6 +39,9 @@ from pipeline.texts import parity_texts
 from pipeline.trace import open_source, trace
 
 LENGTHS, BATCHES = (32, 64), (1, 8)
+LEAST = {"fp16": 0.999, "int8": 0.995}
+"""Least cosine of a text by variant. Random weights have no structure that fewer bits could keep, and there are no
+activations to round by: what 4 bits give is reported, and judged on trained weights only."""
 
 
 def tokens(checkpoint: Path, texts: list[str]) -> tuple[TextTokenizer, list[Tokens]]:
@@ -60,8 +61,9 @@ def choose(checkpoint: Path, count: int) -> list[str]:
     return short[:: max(len(short) // share, 1)][:share] + long[: count - share]
 
 
-def step_reference(checkpoint: Path, folder: Path, count: int) -> dict[str, Any]:
+def step_reference(source: str, out: str, texts_asked: str) -> dict[str, Any]:
     """Embed the texts by the original."""
+    checkpoint, folder, count = Path(source), Path(out), int(texts_asked)
     texts = choose(checkpoint, count)
     started = time.monotonic()
     model = open_original(checkpoint, LENGTHS[-1])
@@ -73,8 +75,9 @@ def step_reference(checkpoint: Path, folder: Path, count: int) -> dict[str, Any]
     return {"seconds": time.monotonic() - started, "texts": len(texts)}
 
 
-def step_build(checkpoint: Path, folder: Path, variant: str, layout: str) -> dict[str, Any]:
+def step_build(source: str, out_folder: str, variant: str, layout: str) -> dict[str, Any]:
     """Trace and write the packages of one layout."""
+    checkpoint, folder = Path(source), Path(out_folder)
     entry = params.Model("4b", f"path:{checkpoint}", None, None, LENGTHS, (layout,), batches=BATCHES)
     started = time.monotonic()
     trace(entry, checkpoint, folder / "traced")
@@ -90,8 +93,9 @@ def step_build(checkpoint: Path, folder: Path, variant: str, layout: str) -> dic
     return {"seconds": time.monotonic() - started}
 
 
-def step_run(checkpoint: Path, folder: Path, variant: str, layout: str) -> dict[str, Any]:
+def step_run(source: str, built: str, variant: str, layout: str) -> dict[str, Any]:
     """Embed the texts by the packages and compare."""
+    checkpoint, folder = Path(source), Path(built)
     texts = read_json(folder / "texts.json")
     expected = load_file(folder / "reference.safetensors")["vectors"]
     record = read_json(folder / "packages" / "packages.json")
@@ -125,24 +129,9 @@ def step_run(checkpoint: Path, folder: Path, variant: str, layout: str) -> dict[
     }
 
 
-def measure(*step: object) -> dict[str, Any]:
-    """Run one step in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.parity_4b", "--step", *map(str, step)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {k: round(v, 7) if isinstance(v, float) else v for k, v in found.items()}
-
-
 def main() -> None:
     """See the module."""
-    if sys.argv[1:2] == ["--step"]:
-        kind, checkpoint, folder, *rest = sys.argv[2:]
-        steps: dict[str, Any] = {"build": step_build, "run": step_run}
-        if kind == "reference":
-            result = step_reference(Path(checkpoint), Path(folder), int(rest[0]))
-        else:
-            result = steps[kind](Path(checkpoint), Path(folder), *rest)
-        print(json.dumps(result | {"peak_rss_bytes": peak()}))
+    if steps.asked({"reference": step_reference, "build": step_build, "run": step_run}):
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("checkpoint", type=Path)
@@ -155,14 +144,14 @@ def main() -> None:
     missed, figures = [], {}
     with tempfile.TemporaryDirectory(prefix="parity-4b-", dir=checkpoint.parent) as name:
         folder = Path(name)
-        reference = measure("reference", checkpoint, folder, chosen.texts)
+        reference = steps.measure("parity_4b", "reference", checkpoint, folder, chosen.texts)
         print(f"reference: {reference}", file=sys.stderr)
         for variant in chosen.variants:
             for layout in chosen.layouts:
-                measure("build", checkpoint, folder, variant, layout)
-                found = measure("run", checkpoint, folder, variant, layout)
+                steps.measure("parity_4b", "build", checkpoint, folder, variant, layout)
+                found = steps.measure("parity_4b", "run", checkpoint, folder, variant, layout)
                 shutil.rmtree(folder / "packages")
-                limit = max(params.variant(variant).gates.min_cosine, 0.999 if variant == "fp16" else 0)
+                limit = LEAST.get(variant, 0)
                 if not found["min_cosine"] >= limit:
                     missed.append(f"{variant} {layout}: {found['min_cosine']}, allowed at least {limit}")
                 figures[f"{variant}-{layout}"] = found
@@ -173,13 +162,7 @@ def main() -> None:
     line = {
         "reference": reference,
         "figures": figures,
-        "machine": machine(),
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "versions": {
-            n: importlib.metadata.version(n)
-            for n in ("torch", "coremltools", "transformers", "sentence-transformers", "accelerate")
-        },
-    }
+    } | describe("torch", "coremltools", "transformers", "sentence-transformers", "accelerate")
     print(json.dumps(line))
     if chosen.out:
         write_json(chosen.out, line)

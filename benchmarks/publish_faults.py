@@ -16,10 +16,7 @@ import argparse
 import collections
 import contextlib
 import copy
-import datetime as dt
-import importlib.metadata
 import os
-import platform
 import random
 import shutil
 import signal
@@ -34,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from milrun.testing.machine import describe
 from pipeline.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -282,15 +280,8 @@ def main() -> None:
         "faults": dict(sorted(count(r["fault"] for r in results).items())),
         "failures": [r for r in results if r["problems"]],
         "seconds": round(time.monotonic() - started),
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "huggingface_hub": importlib.metadata.version("huggingface_hub"),
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "seed": options.seed,
-    }
+    } | describe("huggingface_hub")
     write_json(ROOT / "reports" / "publish_faults.json", report)
     print(read_json(ROOT / "reports" / "publish_faults.json")["problems"], "problems")
     sys.exit(bool(report["problems"]))

@@ -4,7 +4,7 @@ Usage: `python -m benchmarks.quantization_speed [--out FILE] [--large CHECKPOINT
 weights). coremltools is `optimize.coreml.palettize_weights(mode="kmeans")` on a model that holds the one tensor, as
 a user calls it, with as many workers as there are cores; ours is the encoding of the stage quantize, from the
 float32 tensor to packed bytes. Both errors are sums of squares against the tensor as FP16 holds it. Compilation of
-our code is not counted, importing coremltools is not either. With `--large`, one layer and a tenth of the embedding table of a large checkpoint are encoded as the
+our code is not counted, importing coremltools is not either; of three runs of each the median counts. With `--large`, one layer and a tenth of the embedding table of a large checkpoint are encoded as the
 variant palette4 says (data-free), and the time of the whole is told from the processor time per parameter. Prints a line for each case and one JSON line.
 """
 
@@ -15,25 +15,28 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import os
-import platform
+import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import coremltools as ct
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - as coremltools' documentation has it
 from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, palettize_weights
 
-from benchmarks.convert_4b import peak
+from benchmarks.steps import peak
 from milrun.model import load
+from milrun.testing.machine import describe
 from pipeline import encodings, kmeans, params
 from pipeline.checkpoint import Checkpoint
 from pipeline.files import write_json
 from pipeline.params import Scheme
+
+T = TypeVar("T")
 
 TENSORS = (
     "encoder.layer.0.attention.self.query.weight",
@@ -50,6 +53,16 @@ def minilm() -> Path:
     return Path(str(found))
 
 
+def timed(job: Callable[[], T]) -> tuple[float, T]:
+    """The median of three runs in seconds, and what the last gave."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = job()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), result
+
+
 def theirs(weight: np.ndarray, bits: int, group: int, folder: Path) -> tuple[float, float]:
     """Seconds and squared error of coremltools."""
 
@@ -59,10 +72,10 @@ def theirs(weight: np.ndarray, bits: int, group: int, folder: Path) -> tuple[flo
 
     model = ct.convert(program, minimum_deployment_target=ct.target.iOS18)
     grain = {"granularity": "per_grouped_channel", "group_size": group} if group else {}
-    config = OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=0, **grain)
-    started = time.perf_counter()
-    made = palettize_weights(model, OptimizationConfig(global_config=config))
-    seconds = time.perf_counter() - started
+    config = OptimizationConfig(
+        global_config=OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=0, **grain)
+    )
+    seconds, made = timed(lambda: palettize_weights(model, config))
     path = folder / "theirs.mlpackage"
     made.save(str(path))
     (plan,) = load(path).functions.values()
@@ -75,11 +88,7 @@ def theirs(weight: np.ndarray, bits: int, group: int, folder: Path) -> tuple[flo
 def ours(weight: np.ndarray, bits: int, group: int) -> tuple[float, float]:
     """Seconds and squared error of the stage quantize."""
     encoding = encodings.make(Scheme("palette", bits, group=group), "iOS18")
-    started = time.perf_counter()
-    made: dict[str, bytes] = {}
-    for argument, data in encoding.stream("w", lambda _: iter([weight])):
-        made[argument] = made.get(argument, b"") + data
-    seconds = time.perf_counter() - started
+    seconds, made = timed(lambda: dict(encoding.stream("w", lambda _: iter([weight]))))
     packed = np.unpackbits(np.frombuffer(made["indices"], np.uint8), bitorder="little").reshape(-1, bits)
     indices = (packed @ (1 << np.arange(bits))).reshape(weight.shape)
     tables = np.frombuffer(made["lut"], np.float16).reshape(-1, 2**bits).astype(np.float32)
@@ -162,14 +171,13 @@ def main() -> None:
         found = compare(Path(folder))
     total = {k: sum(row[k] for row in found) for k in ("parameters", "seconds", "coremltools_seconds")}
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {n: importlib.metadata.version(n) for n in ("coremltools", "numba", "numpy")},
         "cases": found,
         "parameters_per_second": total["parameters"] / total["seconds"],
         "coremltools_parameters_per_second": total["parameters"] / total["coremltools_seconds"],
         "least_times_faster": min(row["times_faster"] for row in found),
+        "times_faster": total["coremltools_seconds"] / total["seconds"],
         "worst_error_ratio": max(row["error_ratio"] for row in found),
-    }
+    } | describe("coremltools", "numba", "numpy")
     if chosen.large:
         result["large"] = large(chosen.large)
     if chosen.out:

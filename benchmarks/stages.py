@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from milrun.testing.machine import describe
 from pipeline.files import inventory
 
 
@@ -65,8 +65,7 @@ def main() -> None:
         "stages": figures,
         "identical_bytes": digests[0] == digests[1],
         "files": len(digests[0]),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }
+    } | describe()
     print(json.dumps(line))
 
 

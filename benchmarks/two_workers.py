@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime as dt
-import importlib.metadata
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -27,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.publish_faults import ROOT, checkpoint
+from milrun.testing.machine import describe
 from pipeline.files import write_json
 
 MODELS = ("first", "second")
@@ -166,13 +164,7 @@ def main() -> None:
                 found = measure(scratch, "s3://corembed/store", url)
         else:
             found = measure(scratch, str(scratch / "remote"), None)
-    versions = {name: importlib.metadata.version(name) for name in ("dvc", "dvc-s3")}
-    report = found | {
-        "remote": "s3 (moto)" if options.s3 else "folder",
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "versions": versions,
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-    }
+    report = found | {"remote": "s3 (moto)" if options.s3 else "folder"} | describe("dvc", "dvc-s3")
     if not options.no_report:
         write_json(ROOT / "reports" / f"two_workers{'_s3' if options.s3 else ''}.json", report)
     print({model: len(stages) for model, stages in found["stages"].items()}, "repeated:", found["repeated"])  # type: ignore[attr-defined]

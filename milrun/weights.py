@@ -152,16 +152,29 @@ class BlobWeight(Weight):
         return self.type.dtype.bits >= 8 and not self.type.dtype.wraps
 
     def decode(self, rows: slice | Tensor | None = None) -> Tensor:
+        if self.type.dtype.bits < 8:
+            return self._unpack(rows)
         array = self.file.array(self.blob)
-        bits = self.type.dtype.bits
-        if bits < 8:
-            array = unpack_bits(array.view(np.uint8), bits, self.size)
-            if self.type.dtype.signed:  # sign-extend: shift the sign bit up, and arithmetically back
-                array = (array << (8 - bits)).view(np.int8) >> (8 - bits)
-        elif self.type.dtype.kind == "bool":
+        if self.type.dtype.kind == "bool":
             array = array.view(np.bool_)
         value = as_tensor(array).reshape(self.shape)
         return value if rows is None else value[rows]
+
+    def _unpack(self, rows: slice | Tensor | None) -> Tensor:
+        """Values of less than a byte; only the rows asked for are unpacked where a row ends at a byte."""
+        packed, bits = self.file.array(self.blob).view(np.uint8), self.type.dtype.bits
+        shape, later = self.shape, rows
+        width = bits * math.prod(shape[1:])
+        if rows is not None and width and width % 8 == 0:
+            chosen = packed[: shape[0] * width // 8].reshape(shape[0], width // 8)[
+                rows if isinstance(rows, slice) else rows.numpy()
+            ]
+            packed, shape, later = chosen.reshape(-1), (*chosen.shape[:-1], *shape[1:]), None
+        array: np.ndarray = unpack_bits(packed, bits, math.prod(shape))
+        if self.type.dtype.signed:  # sign-extend: shift the sign bit up, and arithmetically back
+            array = (array << (8 - bits)).view(np.int8) >> (8 - bits)
+        value = as_tensor(array).reshape(shape)
+        return value if later is None else value[later]
 
     @property
     def identity(self) -> object:

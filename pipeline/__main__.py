@@ -153,7 +153,7 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         reference(entry, where.checkpoint, where.reference)
     if any(variant.calibrated for variant in variants) and not where.calibration.exists():
         calibrate(where.checkpoint, where.traced, where.calibration)
-    if any(variant.budget_mib for variant in variants) and not where.sensitivity.exists():
+    if any(variant.budgeted for variant in variants) and not where.sensitivity.exists():
         among = params.choices(params.load(_PARAMS))
         found = sensitivity(where.checkpoint, where.traced, where.calibration, among)
         write_json(where.sensitivity, found)

@@ -46,8 +46,8 @@ def allocate(groups: Mapping[str, Sequence[Choice]], budget: int, where: str) ->
     cells = budget // grain
     if smallest > budget:
         raise PipelineError(
-            f"{where}: budget_mib leaves {budget / MIB:.2f} MiB for quantized weights, and the smallest choices take "
-            f"{smallest / MIB:.2f} MiB; raise it by {(smallest - budget) / MIB:.2f}, or give `choices` fewer bits"
+            f"{where}: the budget leaves {budget / MIB:.2f} MiB for quantized weights, and the smallest choices take "
+            f"{smallest / MIB:.2f} MiB; raise it by {(smallest - budget) / MIB:.2f} MiB, or give `choices` fewer bits"
         )
     best = np.zeros(cells + 1)
     picks = []
@@ -84,15 +84,16 @@ def front(groups: Mapping[str, Sequence[Choice]], steps: int = 24) -> list[dict[
 
 def mixed(variant: Variant, record: Mapping[str, Any]) -> Variant:
     """A variant with a budget, as one with a scheme for each group of weights."""
-    budget = int((variant.budget_mib or 0) * MIB) - record["fixed_bytes"]
-    chosen = allocate(read(record), budget, f"variants.{variant.name}")
+    share = (variant.budget_share or 0) * record["fp16_bytes"]
+    whole = share if variant.budget_mib is None else variant.budget_mib * MIB
+    chosen = allocate(read(record), int(whole) - record["fixed_bytes"], f"variants.{variant.name}")
     schemes = {name: chosen[group["name"]].scheme for group in record["groups"] for name in group["weights"]}
-    return dataclasses.replace(variant, layers=schemes, budget_mib=None)
+    return dataclasses.replace(variant, layers=schemes, budget_mib=None, budget_share=None)
 
 
 def resolved(variant: Variant, report: Path) -> Variant:
     """The variant itself, or one with a budget as `mixed` allocates it by the report of the stage `sensitivity`."""
-    if variant.budget_mib is None:
+    if not variant.budgeted:
         return variant
     if not report.exists():
         raise PipelineError(

@@ -90,21 +90,27 @@ def against_original(runner: Runner, probe: Probe, function: Function | None = N
     function = function or next(f for f in runner.buckets if f.length > len(probe.ids))
     ids, mask = _padded(runner, probe, function)
     shape = (function.batch, function.length, probe.states.shape[2])
-    wanted = [*probe.states, probe.final]
+    last = (
+        [] if np.array_equal(probe.final, probe.states[-1]) else [probe.final]
+    )  # not every model has a last norm
+    wanted = [*probe.states, *last]
     errors = np.full(len(wanted), np.inf)
 
     def observe(layer: int, kind: str, name: str, sources: list[str], value: Array) -> None:
         del kind, name, sources
         if value.shape != shape:
             return
-        places = [layer + 1, *([len(wanted) - 1] if layer == len(wanted) - 3 else [])]
+        places = [layer + 1, *([len(wanted) - 1] if last and layer == len(probe.states) - 2 else [])]
         for place in places:
             error = _error(_tokens(value, mask), wanted[place].astype(np.float64))
             errors[place] = min(errors[place], error)
 
     run(runner.packages, function, ids, mask, observe, "declared")
-    names = ["embeddings", *(f"layer {i}" for i in range(len(wanted) - 2)), "final norm"]
-    return [{"layer": name, "error": float(error)} for name, error in zip(names, errors, strict=True)]
+    names = ["embeddings", *(f"layer {i}" for i in range(len(probe.states) - 1)), "final norm"]
+    return [
+        {"layer": name, "error": float(error)}
+        for name, error in zip(names[: len(wanted)], errors, strict=True)
+    ]
 
 
 def _padded(runner: Runner, probe: Probe, function: Function) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from pipeline.encodings import Pieces
 from pipeline.files import CHUNK, remove, staged_folder
 from pipeline.params import Scheme
 
-_CODE = ("compensate.py", "encodings.py", "grids.py", "kmeans.py")
+_CODE = ("clusters.py", "compensate.py", "encodings.py", "grids.py", "kmeans.py")
 
 
 class Kept:

@@ -1,11 +1,8 @@
-"""Exact one-dimensional k-means, optionally weighted, over weights as FP16 holds them.
+"""One-dimensional k-means, optionally weighted, over weights as FP16 holds them.
 
-FP16 has at most 65,536 values, so a group of weights is a histogram, whatever its size. In one dimension a cluster
-is an interval of the sorted values, and prefix sums give the squared error of any interval at once; the best
-intervals follow from a dynamic programme whose choices are monotone, so each of its rows is filled by divide and
-conquer in O(n log n) (Wang and Song 2011, doi:10.32614/RJ-2011-015; Grønlund et al. 2017, arXiv:1701.07204). The
-result is the global optimum: nothing is drawn at random, no start can be unlucky. Groups are shared out between
-threads; the compiled code does not hold Python's lock.
+FP16 has at most 65,536 values, so weights are sorted by counting: a small group by the two bytes of its numbers, a
+large one as a histogram. `pipeline.clusters` finds the tables; nothing is drawn at random, no start can be unlucky.
+Groups are shared out between threads; the compiled code does not hold Python's lock.
 """
 
 from __future__ import annotations
@@ -13,9 +10,10 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.clusters import by_price, compiled
 
 Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.float16]
@@ -34,7 +32,7 @@ def _values_of_keys() -> Doubles:
 VALUES = _values_of_keys()
 """The FP16 number of each key, rising: a key is a bit pattern with its order made that of the numbers."""
 
-compiled = numba.njit(nogil=True, cache=True)
+_SORTED = 1 << 14  # values of a group from which a histogram is faster than sorting
 
 
 @compiled
@@ -52,111 +50,86 @@ def _add(histogram, bits, importance):
 
 
 @compiled
-def _optimum(values, weights, entries):
-    """Centres (entries,) of the best clusters of rising `values` (n > entries) with positive `weights`."""
-    n = len(values)
-    offset = values[n // 2]  # sums of squares about a middle value lose fewer digits
-    mass, first, second = np.zeros(n + 1), np.zeros(n + 1), np.zeros(n + 1)
-    for i in range(n):
-        x = values[i] - offset
-        mass[i + 1] = mass[i] + weights[i]
-        first[i + 1] = first[i] + weights[i] * x
-        second[i + 1] = second[i] + weights[i] * x * x
-    best, row = np.empty(n + 1), np.empty(n + 1)
-    best[0] = 0.0
-    for j in range(1, n + 1):
-        best[j] = second[j] - first[j] * first[j] / mass[j]
-    cut = np.zeros((entries, n + 1), np.int32)
-    stack = np.empty((64, 4), np.int64)
-    for k in range(1, entries):
-        # k + 1 clusters of the first j values, the last of which starts at cut[k, j]; k <= j as none is empty
-        row[:] = np.inf
-        stack[0] = (k + 1, n, k, n - 1)
-        depth = 1
-        while depth:
-            depth -= 1
-            low, high, left, right = stack[depth]
-            j = (low + high) // 2
-            found, at = np.inf, left
-            for i in range(left, min(right, j - 1) + 1):
-                total = first[j] - first[i]
-                cost = best[i] + (second[j] - second[i]) - total * total / (mass[j] - mass[i])
-                if cost < found:
-                    found, at = cost, i
-            row[j] = found
-            cut[k, j] = at
-            if low < j:
-                stack[depth] = (low, j - 1, left, at)
-                depth += 1
-            if j < high:
-                stack[depth] = (j + 1, high, at, right)
-                depth += 1
-        best, row = row, best
-    centres = np.empty(entries)
-    stop = n
-    for k in range(entries - 1, -1, -1):
-        start = cut[k, stop] if k else 0
-        centres[k] = offset + (first[stop] - first[start]) / (mass[stop] - mass[start])
-        stop = start
-    return centres
+def _sort(keys, weights, more_keys, more_weights):
+    """Sort keys with their weights by one byte after the other; equal keys keep their order."""
+    for shift in (0, 8):
+        places = np.zeros(257, np.int64)
+        for key in keys:
+            places[((key >> shift) & 0xFF) + 1] += 1
+        places = np.cumsum(places)
+        for i in range(len(keys)):
+            digit = (keys[i] >> shift) & 0xFF
+            more_keys[places[digit]], more_weights[places[digit]] = keys[i], weights[i]
+            places[digit] += 1
+        keys, more_keys = more_keys, keys
+        weights, more_weights = more_weights, weights
+
+
+@compiled
+def _sorted(bits, importance, every_value):
+    """The distinct values of a group (rows, columns), rising, and the importance of each."""
+    size = bits.size
+    keys, weights = np.empty(size, np.uint16), np.empty(size)
+    i = 0
+    for row in range(bits.shape[0]):
+        for column in range(bits.shape[1]):
+            keys[i], weights[i] = _key(np.int64(bits[row, column])), importance[column]
+            i += 1
+    _sort(keys, weights, np.empty(size, np.uint16), np.empty(size))
+    values, count = np.empty(size), 0
+    for i in range(size):
+        if i and keys[i] == keys[i - 1]:
+            weights[count - 1] += weights[i]
+            continue
+        values[count], weights[count] = every_value[keys[i]], weights[i]
+        count += 1
+    return values[:count], weights[:count]
 
 
 @compiled
 def _distinct(histogram, every_value):
     present = np.flatnonzero(histogram)
-    return present, every_value[present], histogram[present]
+    return every_value[present], histogram[present]
 
 
 @compiled
-def _padded(values, entries):
-    table = np.empty(entries)
-    for i in range(entries):
-        table[i] = values[min(i, len(values) - 1)]
-    return table
-
-
-@compiled
-def _solve(histogram, every_value, entries):
-    _, values, weights = _distinct(histogram, every_value)
+def _solve(values, weights, entries):
     if len(values) <= entries:  # every value has an entry of its own
-        return _padded(values, entries)
-    return _optimum(values, weights, entries)
-
-
-@compiled
-def _assign(bits, every_value, table, of_key, out):
-    """The nearest entry of a rising table for each value; `of_key` is room for the entry of each FP16 number."""
-    middles = (table[1:] + table[:-1]) / 2
-    if bits.size < KEYS:
-        for row in range(bits.shape[0]):
-            for column in range(bits.shape[1]):
-                value = every_value[_key(np.int64(bits[row, column]))]
-                out[row, column] = np.searchsorted(middles, value)
-        return
-    entry = 0
-    for key in range(KEYS):  # not-a-numbers at both ends get some entry, and are never asked for
-        while entry < len(middles) and every_value[key] > middles[entry]:
-            entry += 1
-        of_key[key] = entry
-    for row in range(bits.shape[0]):
-        for column in range(bits.shape[1]):
-            out[row, column] = of_key[_key(np.int64(bits[row, column]))]
+        table = np.empty(entries)
+        for i in range(entries):
+            table[i] = values[min(i, len(values) - 1)]
+        return table
+    return by_price(values, weights, entries)
 
 
 @compiled
 def _tables(groups, importance, every_value, entries, tables):
-    histogram = np.zeros(KEYS)
+    histogram = np.empty(0)
     for number in range(groups.shape[0]):
-        histogram[:] = 0
-        _add(histogram, groups[number], importance)
-        tables[number] = _solve(histogram, every_value, entries)
+        if groups[number].size < _SORTED:
+            values, weights = _sorted(groups[number], importance, every_value)
+        else:
+            histogram = np.zeros(KEYS)
+            _add(histogram, groups[number], importance)
+            values, weights = _distinct(histogram, every_value)
+        tables[number] = _solve(values, weights, entries)
 
 
 @compiled
 def _assign_all(groups, every_value, tables, indices):
-    of_key = np.empty(KEYS, np.uint8)
+    """The nearest entry of a rising table for each value, looked up by its key."""
+    of_key = np.empty(KEYS, np.uint8)  # not-a-numbers at both ends get some entry, and are never asked for
     for number in range(groups.shape[0]):
-        _assign(groups[number], every_value, tables[number], of_key, indices[number])
+        table, start = tables[number], 0
+        for entry in range(len(table)):
+            stop = KEYS
+            if entry + 1 < len(table):
+                stop = np.searchsorted(every_value, (table[entry] + table[entry + 1]) / 2, side="right")
+            of_key[start:stop] = entry
+            start = max(start, stop)
+        for row in range(groups.shape[1]):
+            for column in range(groups.shape[2]):
+                indices[number, row, column] = of_key[_key(np.int64(groups[number, row, column]))]
 
 
 def threads() -> int:
@@ -179,7 +152,7 @@ def evenly(columns: int) -> Doubles:
 
 
 def tables(groups: Halves, entries: int, importance: Doubles | None = None) -> Halves:
-    """Best tables (groups, entries), rising, of FP16 values (groups, rows, columns).
+    """Tables (groups, entries), rising, for FP16 values (groups, rows, columns), of the least squared error.
 
     `importance` (columns,) weighs the squared error of each column; every one must be positive. Where a group has
     no more distinct values than entries, each is an entry and the largest fills the rest.
@@ -222,5 +195,5 @@ class Histogram:
 
     def table(self, entries: int) -> Halves:
         """The best table (1, entries)."""
-        made: Halves = _solve(self.counts, VALUES, entries)[None].astype(np.float16)
+        made: Halves = _solve(*_distinct(self.counts, VALUES), entries)[None].astype(np.float16)
         return made

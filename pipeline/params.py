@@ -67,8 +67,8 @@ class Variant:
     """One encoding of all weights: a scheme for each kind of weight, exceptions for single weights, and gates.
 
     Kinds are `embedding`, `attention`, `mlp`, and `linear` for what is neither of the two or has no entry of its
-    own. With `budget_mib`, the size that `weight.bin` may have, each group of weights gets one of the `choices` of
-    `params.yaml` instead, by `pipeline.allocate`. Keys of `layers` are beginnings of weights' names, at a dot: `layers.0`, `layers.3.output`.
+    own. With a budget for the size of `weight.bin`, in MiB or as a share of what the weights take in FP16, each group of
+    weights gets one of the `choices` of `params.yaml` instead, by `pipeline.allocate`. Keys of `layers` are beginnings of weights' names, at a dot: `layers.0`, `layers.3.output`.
     """
 
     name: str
@@ -76,6 +76,12 @@ class Variant:
     layers: Mapping[str, Scheme]
     gates: Gates
     budget_mib: float | None = None
+    budget_share: float | None = None
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether schemes are allocated within a budget."""
+        return self.budget_mib is not None or self.budget_share is not None
 
     def scheme(self, name: str, kind: str) -> Scheme:
         """The scheme of a weight by its name and the trace's kind; the longest key of `layers` that fits wins.
@@ -94,7 +100,7 @@ class Variant:
     def calibrated(self) -> bool:
         """Whether any weight is rounded by calibration."""
         schemes = (*self.weights.values(), *self.layers.values())
-        return self.budget_mib is not None or any(s.calibrated for s in schemes)
+        return self.budgeted or any(s.calibrated for s in schemes)
 
     def uncalibrated(self) -> Variant:
         """The same schemes with rounding to nearest."""
@@ -240,12 +246,15 @@ def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:
     where = f"variants.{name}"
     entry = _entry("variants", name, params or load())
     weights = dict(entry.get("weights", {}))
-    layers, budget = weights.pop("layers", {}), weights.pop("budget_mib", None)
-    if budget is not None and (weights or layers or not isinstance(budget, int | float) or budget <= 0):
-        raise PipelineError(
-            f"{where}.weights: budget_mib {budget!r} must be a positive number and stand alone; what it chooses "
-            "among stands under `choices:`"
-        )
+    layers = weights.pop("layers", {})
+    budgets = {kind: weights.pop(kind) for kind in ("budget_mib", "budget_share") if kind in weights}
+    for kind, budget in budgets.items():
+        alone = not weights and not layers and len(budgets) == 1
+        if not alone or not isinstance(budget, int | float) or budget <= 0:
+            raise PipelineError(
+                f"{where}.weights: {kind} {budget!r} must be a positive number and stand alone; what it chooses "
+                "among stands under `choices:`"
+            )
     if unknown := sorted(set(weights) - set(KINDS)):
         raise PipelineError(
             f"{where}.weights: {unknown[0]!r} is no kind of weight (kinds: {', '.join(KINDS)}, and layers)"
@@ -256,7 +265,7 @@ def variant(name: str, params: Mapping[str, Any] | None = None) -> Variant:
         {kind: _scheme(values, f"{where}.weights.{kind}") for kind, values in weights.items()},
         {key: _scheme(values, f"{where}.weights.layers.{key}") for key, values in layers.items()},
         gates,
-        budget,
+        **budgets,
     )
 
 

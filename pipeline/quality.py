@@ -74,6 +74,7 @@ def retrieval(
         for language in np.unique(languages)
     }
     loss = each["original"][0] - each["variant"][0]
+    figures["queries_changed"] = int((loss != 0).sum())
     worst = [
         {
             "query": rows[queries[i]]["text"],

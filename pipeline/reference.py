@@ -7,6 +7,7 @@ so a misread recipe shows as a parity failure. Part of the `trace` stage, in a p
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,14 @@ from sentence_transformers import SentenceTransformer
 
 from pipeline import params, places, probes, stored
 from pipeline.errors import PipelineError, run
-from pipeline.files import staged_folder
+from pipeline.files import staged_folder, write_json
 from pipeline.followed import follow
 from pipeline.labelled import labelled_texts
 from pipeline.texts import parity_texts, prompted_texts
 from pipeline.trace import describe, recipe_of
+
+TOOLS = ("sentence-transformers", "transformers", "torch")
+"""What the original runs in; `reference.json` keeps the versions."""
 
 OFFLOAD = 6 << 30
 """Bytes of weight files from which the original is read from disk, layer by layer, each time it runs: in FP32 it
@@ -80,7 +84,9 @@ def reference_rows(entry: params.Model, prompts: Mapping[str, str]) -> list[dict
 def reference(entry: params.Model, checkpoint: Path, out: Path) -> None:
     """Write `reference/` for one checkpoint."""
     with staged_folder(out) as partial:
-        record = describe(entry, checkpoint, partial)
+        versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
+        record = describe(entry, checkpoint, partial) | {"versions": versions}
+        write_json(partial / "reference.json", record)
         rows = reference_rows(entry, record["prompts"])
         model = open_original(checkpoint, record["tokenizer"]["max_length"])
         if entry.recipe:

@@ -193,6 +193,7 @@ def sensitivity(
     blobs = 3 * len(record["weights"])
     result = {
         "texts": len(tokens),
+        "fp16_bytes": sum(2 * int(np.prod(w["shape"])) for w in record["weights"].values()) + tables,
         "fixed_bytes": sum(2 * int(np.prod(w["shape"])) for w in plain) + tables + 2 * ALIGNMENT * blobs,
         "groups": groups,
     }

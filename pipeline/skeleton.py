@@ -42,6 +42,7 @@ from pipeline.splice import CONSTANT, WEIGHT
 
 _FIRST_TAG = 0x4000  # the bits of 2.0: tags are FP16 numbers from 2 up, so no pass takes one for a 0 or a 1
 _LAST_TAG = 0x7BFF  # the largest finite FP16 number
+_TURNS = {"aten::transpose", "aten::permute", "aten::t", "aten::movedim", "aten::mT"}
 _FOLD = "10"  # elements from which a constant goes to the weight file, and from which nothing is folded
 
 
@@ -151,6 +152,9 @@ def skeleton(
     deployment = getattr(ct.target, target)
     passes = PassPipeline()
     passes.set_options("common::const_elimination", {"skip_const_by_size": _FOLD})
+    if not any(node.kind() in _TURNS for node in traced.inlined_graph.nodes()):
+        # It would compare each weight with itself, element by element: 600 MB for the table of an 8B.
+        passes.remove_passes({"common::reduce_transposes"})
     # coremltools draws a progress bar for each pass; the stage has one of its own.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import mac, params, places, plots, regression
+from pipeline import mac, params, places, plots, quality, regression
 from pipeline.errors import run
 from pipeline.files import read_json, staged, write_json
 from pipeline.release import template
@@ -34,6 +34,22 @@ GATES = (
     ("mrl_min_cosine", "min_cosine", "cut to fewer dimensions (MRL)"),
 )
 """Figures with a lower limit: the figure, the gate, and what it says."""
+
+MEANINGS = {
+    "ten nearest texts in common": "of each parity text's ten nearest others by the original, the share that is also "
+    "among the build's ten nearest; the mean over the texts",
+    "order of all similarities (Spearman)": "rank correlation of the cosines of all pairs of parity texts, build "
+    "against original",
+    "spread of similarities": "standard deviation of those cosines over the original's: near 0 where a build gives "
+    "all texts nearly one vector, which a cosine with the original need not show",
+    "same text in another bucket, a batch, the other layout": "least cosine of a text's vectors by two functions of "
+    "the build",
+    "other ids under the padding": "least cosine of a short text's vectors when the padding holds other token ids: "
+    "1 where the mask works",
+    "cut to fewer dimensions (MRL)": "least cosine with the original's vector when both are cut to the declared widths",
+    "share of estimated cost on the Neural Engine": "by Core ML's own compute plan; on a Mac only",
+}
+"""What the shorter names of gates mean."""
 
 OPTIONAL = {
     "bucket_min_cosine": "buckets against each other: there is one",
@@ -79,7 +95,7 @@ def gates(row: Mapping[str, Any], limits: Mapping[str, float]) -> list[dict[str,
         found.append(
             {"name": text, "measured": value, "allowed": f"at least {limit:g}",
              "passed": None if value is None else value >= limit,
-             "applies": value is not None or figure not in OPTIONAL}
+             "applies": value is not None or figure not in OPTIONAL, "why": OPTIONAL.get(figure)}
         )  # fmt: skip
     found.append(
         {"name": "spread of similarities against the original's", "measured": row["relative_spread"],
@@ -96,7 +112,7 @@ def gates(row: Mapping[str, Any], limits: Mapping[str, float]) -> list[dict[str,
         {"name": "share of estimated cost on the Neural Engine", "measured": share,
          "allowed": f"at least {limits['min_neural_engine_cost']}",
          "passed": None if share is None else share >= limits["min_neural_engine_cost"],
-         "applies": limits["min_neural_engine_cost"] > 0}
+         "applies": limits["min_neural_engine_cost"] > 0, "why": "the variant asks for no placement"}
     )  # fmt: skip
     return found
 
@@ -125,6 +141,10 @@ def write_texts(evidence: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(table), partial)
 
 
+def _told(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{tool} {version}" for tool, version in versions.items())
+
+
 def context(everything: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All that the templates show."""
 
@@ -146,6 +166,10 @@ def context(everything: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -
         "unbuilt": [m for m in everything["models"] if not any(r["model"] == m for r in found)],
         "differences": regression.compare(released, found),
         "headline": list(mac.headline({"settings": [], "plans": []}, mac.Function("main", 1, 1))),
+        "purposes": {name: v.get("purpose", "") for name, v in everything["variants"].items()},
+        "meanings": MEANINGS,
+        "originals": sorted({_told(e["provenance"]["original"]) for e in evidence.values()}),
+        "resamples": quality.RESAMPLES,
         "states": max(([layer["layer"] for layer in each] for each in drifts.values()), key=len, default=[]),
         "plots": {
             "parity": plots.parity({b: [t["cosine"] for t in each] for b, each in texts.items()}),

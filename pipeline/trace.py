@@ -191,7 +191,7 @@ def trace(entry: params.Model, checkpoint_folder: Path, out: Path) -> None:
 
 
 def describe(entry: params.Model, checkpoint_folder: Path, out: Path) -> dict[str, Any]:
-    """Copy the small files to `out` and write `reference.json`: recipe, prompts, tokenizer, dimension."""
+    """Copy the small files to `out`; gives what `reference.json` says of them: recipe, prompts, tokenizer, dimension."""
     source = open_source(checkpoint_folder, entry.recipe)
     check_buckets(source, entry.max_lengths)
     if too_wide := [d for d in entry.matryoshka_dimensions if d >= source.dimension]:
@@ -203,7 +203,7 @@ def describe(entry: params.Model, checkpoint_folder: Path, out: Path) -> dict[st
     for name in SMALL_FILES:
         if (checkpoint_folder / name).exists():
             link(checkpoint_folder / name, out / name)
-    record = {
+    return {
         "recipe": dataclasses.asdict(source.recipe),
         "tokenizer": dataclasses.asdict(tokenizer),
         "dimension": source.dimension,
@@ -211,8 +211,6 @@ def describe(entry: params.Model, checkpoint_folder: Path, out: Path) -> dict[st
         "default_prompt": default,
         "matryoshka_dimensions": list(entry.matryoshka_dimensions),
     }
-    write_json(out / "reference.json", record)
-    return record
 
 
 def recipe_of(record: Mapping[str, Any]) -> Recipe:

@@ -10,6 +10,7 @@ worst text over all layouts, never the mean; a cosine has no unit, 1 is equal.
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -209,6 +210,8 @@ def validate(
             "target": trace["target"],
             "functions": trace["functions"],
             "reference": inventory(where.reference),
+            "original": record["versions"],
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
             "machine": conditions.machine(),
         },
         "files": inventory(where.packages(variant.name)),

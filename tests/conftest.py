@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import CHAIN, TINY, build_release, minilm, write_modules
+from hub import TOKEN, Hub, running
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModel
 
 Checkpoint = Callable[..., Path]
@@ -22,6 +24,16 @@ def corembed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("COREMBED_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub; the client neither waits between tries nor uses Xet."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with running() as server:
+        server.token = TOKEN
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,8 @@ def test_the_front_falls():
     ("weights", "said"),
     [
         ({"budget_mib": -1}, "budget_mib -1 must be a positive number"),
+        ({"budget_share": "half"}, "budget_share 'half' must be a positive number"),
+        ({"budget_mib": 3, "budget_share": 0.5}, "stand alone"),
         ({"budget_mib": 3, "linear": {"scheme": "linear", "bits": 8}}, "stand alone"),
     ],
 )
@@ -157,10 +159,14 @@ def test_a_mixed_variant_keeps_its_budget(measured, tmp_path):
     assemble(folder / "traced", checkpoint, variant, tmp_path / "mixed", told, folder / "calibration")
     (weights,) = (tmp_path / "mixed").rglob("weight.bin")
 
+    share = params.Variant(
+        "mixed", {}, {}, asked.gates, budget_share=middle * allocate.MIB / record["fp16_bytes"]
+    )
+    assert allocate.mixed(share, record).layers == variant.layers
     assert asked.calibrated
     assert weights.stat().st_size <= middle * allocate.MIB
     assert len({dataclasses.astuple(s) for s in variant.layers.values()}) > 1
-    with pytest.raises(PipelineError, match=r"variants\.mixed: budget_mib leaves"):
+    with pytest.raises(PipelineError, match=r"variants\.mixed: the budget leaves"):
         allocate.mixed(dataclasses.replace(asked, budget_mib=0.1), record)
     with pytest.raises(PipelineError, match=r"none\.json is missing.*'mixed' allocates by it; run the stage"):
         allocate.resolved(asked, tmp_path / "none.json")

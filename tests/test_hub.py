@@ -1,8 +1,8 @@
 """The test hub answers the real client as the Hub does: what publishing and downloading rely on, and its faults."""
 
 import pytest
-from hub import TOKEN, Fault, running
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from hub import TOKEN, Fault
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     RemoteEntryNotFoundError,
@@ -12,16 +12,6 @@ from huggingface_hub.errors import (
 
 REPO = "corembed/tiny-coreml"
 LARGE = bytes(range(256)) * 4096  # 1 MiB
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """An empty hub; the client neither waits between tries nor uses Xet."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    with running() as server:
-        server.token = TOKEN
-        yield server
 
 
 @pytest.fixture

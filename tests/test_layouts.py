@@ -49,6 +49,22 @@ def test_parts_give_the_bits_of_the_single_package(traced, tmp_path, variant):
         assert np.linalg.norm(single, axis=1) == pytest.approx(1, abs=2e-3)
 
 
+def test_three_buckets_cost_on_disk_what_one_costs(tiny_checkpoint, tmp_path):
+    """The weights stand once; a bucket adds its program and its small tables: at most 2 % for three, in both layouts."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 30522}
+    source = tiny_checkpoint("pooling_mode_lasttoken", model_type="qwen3", **sizes)
+    bytes_of = {}
+    for lengths in ((16,), (16, 32, 64)):
+        entry = params.Model("tiny", "path:x", None, None, lengths, ("single", "parts"))
+        out = tmp_path / f"{len(lengths)}"
+        trace(entry, source, out / "traced")
+        for layout, paths in build((source, out / "traced"), "fp16", out / "packages").items():
+            files = [file for path in paths for file in path.rglob("*") if file.is_file()]
+            bytes_of[layout, len(lengths)] = sum(file.stat().st_size for file in files)
+
+    assert max(bytes_of[layout, 3] / bytes_of[layout, 1] for layout in ("single", "parts")) <= 1.02
+
+
 def test_quantized_parts_are_fewer_and_all_fit(traced, tmp_path):
     """Cut by what the variant stores; the first holds the embedding table alone."""
     counts = {}

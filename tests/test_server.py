@@ -191,15 +191,20 @@ def test_a_file_without_keys_is_no_open_door(tmp_path):
         read_keys(tmp_path / "keys")
 
 
-def test_waiting_requests_share_a_call_and_a_full_queue_is_429(embedder, monkeypatch):
-    """While one request runs, two wait; the fourth is refused; the two then go through the model together."""
-    calls = []
-    encode = embedder.encode
+@pytest.fixture
+def calls(embedder, monkeypatch):
+    """The texts of each call of `encode`."""
+    seen, encode = [], embedder.encode
     monkeypatch.setattr(
         embedder,
         "encode",
-        lambda texts, *rest, **options: calls.append(list(texts)) or encode(texts, *rest, **options),
+        lambda texts, *rest, **options: seen.append(list(texts)) or encode(texts, *rest, **options),
     )
+    return seen
+
+
+def test_waiting_requests_share_a_call_and_a_full_queue_is_429(embedder, calls):
+    """While one request runs, two wait; the fourth is refused; the two then go through the model together."""
     with serving(embedder, waiting=3) as make, ThreadPoolExecutor(3) as pool:
         health = f"{make().base_url}".removesuffix("v1/") + "health"
         embedder.engine.open.clear()
@@ -216,7 +221,7 @@ def test_waiting_requests_share_a_call_and_a_full_queue_is_429(embedder, monkeyp
 
     assert caught.value.response.headers["retry-after"] == "1"
     assert calls == [["first"], ["second", "third"]]
-    np.testing.assert_array_equal(np.float32(rows), encode(["first", "second", "third"]))
+    np.testing.assert_array_equal(np.float32(rows), embedder.encode(["first", "second", "third"]))
 
 
 def test_a_turn_that_does_not_come_is_503(embedder):
@@ -302,15 +307,8 @@ def test_a_server_told_to_truncate_cuts(embedder):
     assert answer.usage.prompt_tokens == 64
 
 
-def test_a_client_that_is_gone_is_not_embedded_for(embedder, monkeypatch):
+def test_a_client_that_is_gone_is_not_embedded_for(embedder, calls):
     """It hangs up while it waits: its place is free at its turn, and the model never sees its text."""
-    calls = []
-    encode = embedder.encode
-    monkeypatch.setattr(
-        embedder,
-        "encode",
-        lambda texts, *rest, **options: calls.append(list(texts)) or encode(texts, *rest, **options),
-    )
     with serving(embedder) as make, ThreadPoolExecutor(2) as pool:
         seen = embedder.engine.calls
         embedder.engine.open.clear()

@@ -4,8 +4,8 @@ import hashlib
 
 import httpx2
 import pytest
-from hub import TOKEN, Fault, running
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from hub import TOKEN, Fault
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from corembed.release import File
 from pipeline.errors import PipelineError
@@ -21,15 +21,6 @@ NEW = {
     "int8/weight.bin": b"\0byte" * 9999,
     "int8.mlpackage/weight.bin": b"\0byte" * 9999,
 }
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    with running() as server:
-        server.token = TOKEN
-        yield server
 
 
 def release(hub, folder, files, tag):

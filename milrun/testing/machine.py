@@ -12,8 +12,8 @@ from pathlib import Path
 PACKAGES = ("coremltools", "numpy", "torch")
 
 
-def describe() -> dict[str, str]:
-    """Processor with cores and memory, date (UTC), Python's and the packages' versions."""
+def describe(*packages: str) -> dict[str, str]:
+    """Processor with cores and memory, date (UTC), versions of Python and of `packages` (or else of `PACKAGES`)."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text("utf-8")) if info.exists() else []
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -22,5 +22,5 @@ def describe() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {processor}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in packages or PACKAGES},
     }

@@ -16,13 +16,10 @@ from torch.nn import functional
 
 from pipeline.architectures import require
 from pipeline.errors import PipelineError
+from pipeline.graph import LARGEST, MASKED
 
-MASKED = -1e4
 SCORES = 1 << 20
 """Elements of one head's score matrix from which attention goes wrong on the Neural Engine."""
-
-LARGEST = 65504.0
-"""FP16's largest number."""
 
 
 @dataclasses.dataclass(frozen=True)

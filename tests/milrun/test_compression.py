@@ -8,6 +8,8 @@ import coremltools.optimize as cto
 import numpy as np
 import pytest
 import torch
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import types
 
 import milrun
 
@@ -87,3 +89,39 @@ def test_a_gather_decodes_only_its_rows(tmp_path: Path) -> None:
     result = loaded.predict({"x": np.array([[1, 5, 999, 1]], np.int32)})["y"]
     assert [d.shape[0] for d in decoded] == [4]
     np.testing.assert_allclose(result[0], module.weight.detach().numpy()[[1, 5, 999, 1]], atol=0.02)
+
+
+@pytest.mark.parametrize("columns", [16, 5])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6])
+def test_rows_of_less_than_a_byte_a_value_are_the_rows_of_the_whole(
+    tmp_path: Path, bits: int, columns: int
+) -> None:
+    """Rows that end at a byte and rows that do not; a range of rows, and some of them in any shape."""
+    values = np.random.default_rng(0).integers(0, 2**bits, (24, columns), dtype=np.uint8)
+    table = np.arange(2**bits, dtype=np.float16).reshape(1, 1, -1, 1)
+    kind = {
+        1: types.np_uint1_dtype,
+        2: types.np_uint2_dtype,
+        4: types.np_uint4_dtype,
+        6: types.np_uint6_dtype,
+    }
+
+    @mb.program(input_specs=[mb.TensorSpec((1,), types.fp16)], opset_version=ct.target.iOS18)
+    def program(x: Any) -> Any:
+        return mb.reduce_sum(
+            x=mb.add(x=mb.constexpr_lut_to_dense(indices=values.astype(kind[bits]), lut=table), y=x), axes=[0]
+        )
+
+    path = tmp_path / "rows.mlpackage"
+    ct.convert(
+        program, minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision.FLOAT32
+    ).save(str(path))
+    (weight,) = [
+        w for w in milrun.load(path).function(None).initial if getattr(w, "shape", ()) == (24, columns)
+    ]
+    whole = weight.decode().numpy()
+    some = torch.tensor([[3, 0, 23], [7, 7, 1]])
+
+    np.testing.assert_array_equal(whole, values)
+    np.testing.assert_array_equal(weight.decode(slice(8, 17)).numpy(), values[8:17])
+    np.testing.assert_array_equal(weight.decode(some).numpy(), values[some.numpy()])
