@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError, run
 from pipeline.files import read_json
 
 GIB = 1 << 30
-_TOLD = ("machine", "date")
+_TOLD = ("machine", "date", "model")
 
 
 def rows(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
@@ -154,6 +154,9 @@ def evidence(report: Mapping[str, Any]) -> str:
 
 
 REPORTS = Path("reports")
+NOT_MEASURED = "not measured\n"
+"""Stands where a report is not there yet."""
+
 TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "results": ("README.md", "", lambda _: (REPORTS / "results.md").read_text(encoding="utf-8")),
     "conformance": ("README.md", "conformance", lambda report: table.render(report) + "\n"),
@@ -177,7 +180,8 @@ def main() -> None:
     for name, (document, report, render) in TABLES.items():
         path = Path(document)
         current = path.read_text(encoding="utf-8")
-        made = render(read_json(REPORTS / f"{report}.json") if report else None)
+        file = REPORTS / f"{report}.json"
+        made = render(read_json(file) if report else None) if not report or file.exists() else NOT_MEASURED
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not block.search(current):
             raise PipelineError(f"{document} has no place for the table: <!-- {name} --> … <!-- /{name} -->")
