@@ -5,6 +5,7 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->` and comes from a fil
 
 from __future__ import annotations
 
+import collections
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from milrun.testing import table
 from pipeline.errors import PipelineError, run
 from pipeline.files import read_json
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 _TOLD = ("machine", "date", "model")
 
 
@@ -100,6 +101,21 @@ def quantization(report: Mapping[str, Any]) -> str:
     return rows(head, lines) + source(report)
 
 
+def front(report: Mapping[str, Any]) -> str:
+    """Mixed precision's Pareto front as foreseen, every second point."""
+    lines = []
+    for point in report["front_foreseen"][::2]:
+        bits = collections.Counter(point["bits"].values())
+        lines.append(
+            [
+                f"{point['bytes'] / MIB:.1f} MiB",
+                f"{point['harm']:.4f}",
+                ", ".join(f"{count} x {n}" for n, count in sorted(bits.items())),
+            ]
+        )
+    return rows(("size", "foreseen harm", "groups x bits"), lines)
+
+
 def palettes(report: Mapping[str, Any]) -> str:
     """Time and squared error of palettes against coremltools'."""
     lines = [
@@ -165,6 +181,7 @@ TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "parity-4b": ("docs/qwen3-embedding-4b.md", "4b_parity", parity),
     "parity-smollm2": ("docs/qwen3-embedding-4b.md", "smollm2", parity),
     "quantization": ("docs/quantization.md", "quantization/all-minilm-l6-v2", quantization),
+    "quantization-front": ("docs/quantization.md", "quantization/all-minilm-l6-v2", front),
     "quantization-smollm2": ("docs/quantization.md", "quantization/smollm2-135m", quantization),
     "palettes": ("docs/quantization.md", "quantization/speed", palettes),
     "milrun-speed": ("docs/milrun.md", "milrun_speed", milrun_speed),
