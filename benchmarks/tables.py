@@ -53,6 +53,18 @@ def conversion(report: Mapping[str, Any]) -> str:
     return rows(head, lines) + source(report)
 
 
+def growth(report: Mapping[str, Any]) -> str:
+    """Peak memory of each step for three sizes of model; `report` is the largest's."""
+    sizes = {size: read_json(REPORTS / f"{size}.json")["steps"] for size in ("0.6b", "4b")} | {
+        "8b": report["steps"]
+    }
+    lines = [
+        [step, *(f"{steps[step]['peak_rss_bytes'] / GIB:.2f} GiB" for steps in sizes.values())]
+        for step in report["steps"]
+    ]
+    return rows(("peak memory", *sizes), lines)
+
+
 def parity(report: Mapping[str, Any]) -> str:
     """Packages in milrun against sentence-transformers."""
     lines = []
@@ -178,6 +190,7 @@ TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "conformance": ("README.md", "conformance", lambda report: table.render(report) + "\n"),
     "conversion-4b": ("docs/qwen3-embedding-4b.md", "4b", conversion),
     "conversion-8b": ("docs/qwen3-embedding-4b.md", "8b", conversion),
+    "growth": ("docs/qwen3-embedding-4b.md", "8b", growth),
     "parity-4b": ("docs/qwen3-embedding-4b.md", "4b_parity", parity),
     "parity-smollm2": ("docs/qwen3-embedding-4b.md", "smollm2", parity),
     "quantization": ("docs/quantization.md", "quantization/all-minilm-l6-v2", quantization),
