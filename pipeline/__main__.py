@@ -14,10 +14,12 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import convert, params, places
+from pipeline.assemble import Traced
 from pipeline.audit import audit
 from pipeline.benchmark import benchmark
 from pipeline.calibrate import calibrate
@@ -105,6 +107,24 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def prepare(entry: params.Model, variants: Sequence[params.Variant], where: places.Places) -> None:
+    """What all variants share, as far as it is not there yet: trace, reference, and what rounding goes by."""
+    if not where.traced.exists():
+        trace(entry, where.checkpoint, where.traced)
+    made = Traced(where.traced)
+    for variant in variants:
+        for layout in entry.layouts if not variant.budgeted else ():
+            made.spans(layout, variant)  # a limit that no layer fits is told before the original is run
+    if not where.reference.exists():
+        reference(entry, where.checkpoint, where.reference)
+    if any(variant.calibrated for variant in variants) and not where.calibration.exists():
+        calibrate(where.checkpoint, where.traced, where.calibration)
+    if any(variant.budgeted for variant in variants) and not where.sensitivity.exists():
+        among = params.choices(params.load(_PARAMS))
+        found = sensitivity(where.checkpoint, where.traced, where.calibration, among)
+        write_json(where.sensitivity, found)
+
+
 def build(chosen: argparse.Namespace) -> dict[str, Any]:
     """All stages up to validate; gives the figures of the last line."""
     started = time.monotonic()
@@ -147,16 +167,7 @@ def build(chosen: argparse.Namespace) -> dict[str, Any]:
         batches=tuple(chosen.batch),
         recipe=recipe,
     )
-    if not where.traced.exists():
-        trace(entry, where.checkpoint, where.traced)
-    if not where.reference.exists():
-        reference(entry, where.checkpoint, where.reference)
-    if any(variant.calibrated for variant in variants) and not where.calibration.exists():
-        calibrate(where.checkpoint, where.traced, where.calibration)
-    if any(variant.budgeted for variant in variants) and not where.sensitivity.exists():
-        among = params.choices(params.load(_PARAMS))
-        found = sensitivity(where.checkpoint, where.traced, where.calibration, among)
-        write_json(where.sensitivity, found)
+    prepare(entry, variants, where)
     failures, figures, reports = [], {}, {}
     for variant in variants:
         if not where.packages(variant.name).exists():

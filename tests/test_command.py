@@ -199,6 +199,7 @@ def test_a_mistake_says_what_is_wrong_and_leaves_nothing(tiny_checkpoint, tmp_pa
     with pytest.raises(PipelineError, match=re.escape(message)):
         build(source, tmp_path / "out", *more)
     assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("reference.json"))  # told before the long step
 
 
 def test_at_the_command_line_a_mistake_is_one_line(tiny_checkpoint, tmp_path):
