@@ -5,7 +5,8 @@ weights). coremltools is `optimize.coreml.palettize_weights(mode="kmeans")` on a
 a user calls it, with as many workers as there are cores; ours is the encoding of the stage quantize, from the
 float32 tensor to packed bytes. Both errors are sums of squares against the tensor as FP16 holds it. Compilation of
 our code is not counted, importing coremltools is not either; of three runs of each the median counts. With `--large`, one layer and a tenth of the embedding table of a large checkpoint are encoded as the
-variant palette4 says (data-free), and the time of the whole is told from the processor time per parameter. Prints a line for each case and one JSON line.
+variant palette4 says (data-free), and the time of the whole is told from the processor time per parameter; then some
+rows of each weight of that layer are rounded by inputs, whose moments are drawn at random. Prints a line for each case and one JSON line.
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ from milrun.model import load
 from milrun.testing.machine import describe
 from pipeline import encodings, kmeans, params
 from pipeline.checkpoint import Checkpoint
+from pipeline.compensate import Inputs
 from pipeline.files import write_json
 from pipeline.params import Scheme
 
 T = TypeVar("T")
+
+ROWS = 64
+"""Rows of a large weight that are rounded by inputs; the others take as long."""
 
 TENSORS = (
     "encoder.layer.0.attention.self.query.weight",
@@ -158,6 +163,27 @@ def large(folder: Path) -> dict[str, Any]:
     }
 
 
+def calibrated(folder: Path) -> dict[str, Any]:
+    """Hours that rounding by inputs takes for all linear layers, told from some rows of each weight of one layer."""
+    checkpoint, scheme = Checkpoint(folder), params.variant("palette4").weights["linear"]
+    encoding, random = encodings.make(scheme, "iOS18"), np.random.default_rng(0)
+    layers, seconds = 0, 0.0
+    for name, tensor in checkpoint.tensors.items():
+        layers += name.endswith("q_proj.weight")
+        if ".0." not in name or len(tensor.shape) != 2:
+            continue
+        rows, columns = tensor.shape
+        states = random.normal(size=(2 * columns, columns)) * np.exp(random.normal(size=columns))
+        started = time.perf_counter()
+        inputs = Inputs((states.T @ states / len(states)).astype(np.float32))
+        block = next(checkpoint.rows(tensor, ROWS))[:ROWS]
+        factored = time.perf_counter()
+        for _ in encoding.stream(name, lambda _, block=block: iter([block]), inputs):
+            pass
+        seconds += factored - started + (time.perf_counter() - factored) * rows / ROWS
+    return {"hours_whole": seconds * layers / 3600, "rows_of_each": ROWS, "layers": layers}
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(
@@ -180,6 +206,7 @@ def main() -> None:
     } | describe("coremltools", "numba", "numpy")
     if chosen.large:
         result["large"] = large(chosen.large)
+        result["large_calibrated"] = calibrated(chosen.large)
     if chosen.out:
         write_json(chosen.out, result)
     print(json.dumps(result | {"cases": len(found)}))
