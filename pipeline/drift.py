@@ -149,6 +149,9 @@ def arithmetic(runner: Runner, probe: Probe) -> dict[str, Any]:
         known[name] = _relative(value, right)
         if name.startswith("mask_"):
             return  # its -1e4 is a constant of the graph's own, and would hide what the layers use of the range
+        if value.shape[-1:] == (1,):  # one number a row, as a norm has: what it is worth shows in the row
+            known[name] = before
+            return
         operations.append({"layer": _name(layer), "operation": kind, "name": name, "error": known[name],
                            "jump": known[name] - before})  # fmt: skip
         _count(layers.setdefault(layer, {}), value, right)

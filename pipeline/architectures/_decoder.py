@@ -100,6 +100,8 @@ class RobustNorm(nn.Module):
 
     The plain form squares: from |x| = 256 on the square overflows and the result is a finite row of zeros. Dividing
     by the row's largest entry first cannot overflow; epsilon is divided by its square, or small rows come out long.
+    The row itself is then scaled, not the divided one: beside a massive activation its other entries would be subnormal,
+    with a few bits left (SmolLM2's worst of 256 texts: 1 - cosine of 5e-4; scaled so, 3e-5).
     """
 
     def __init__(self, width: int, epsilon: float) -> None:
@@ -112,7 +114,7 @@ class RobustNorm(nn.Module):
         peak = x.abs().amax(-1, keepdim=True).clamp(2.0**-14, LARGEST)
         scaled = x / peak
         ratio = self.root_epsilon / peak  # squared after the division: the peak's own square would overflow
-        unit = scaled * torch.rsqrt((scaled * scaled).mean(-1, keepdim=True) + ratio * ratio)
+        unit = x * (torch.rsqrt((scaled * scaled).mean(-1, keepdim=True) + ratio * ratio) / peak)
         # coremltools' front end takes a Python number for a float32 and promotes what meets it; the cast back keeps
         # it from promoting the weight as well. Both casts are gone from the finished program.
         return unit.to(self.weight.dtype) * self.weight
