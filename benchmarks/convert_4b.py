@@ -75,7 +75,7 @@ def step_stream(source: str, traced: str, name: str, layout: str) -> dict[str, A
     checkpoint, made = Path(source), Traced(Path(traced))
     variant = params.variant(name).uncalibrated()  # random weights have no activations to go by
     spans = made.spans(layout, variant)
-    folder = Path(tempfile.mkdtemp(prefix="packages-", dir=checkpoint.parent))
+    folder = Path(tempfile.mkdtemp(prefix="packages-", dir=Path(traced).parent))
     try:
         copied = copy(checkpoint, folder)
         seconds = 0.0
