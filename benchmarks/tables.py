@@ -144,11 +144,11 @@ def palettes(report: Mapping[str, Any]) -> str:
     ]
     head = ("tensor", "bits", "rows a table", "here", "coremltools", "faster", "squared error against its")
     whole = f"\nAll cases together: {report['times_faster']:.0f} times as fast.\n"
-    hours = report.get("large_calibrated", {}).get("hours_whole")
-    if hours:
+    if "large_calibrated" in report:
+        minutes = report["large_calibrated"]["minutes_whole"]
         whole += (
-            "All linear layers of the 4B rounded by inputs instead, told from "
-            f"{report['large_calibrated']['rows_of_each']} rows of each weight of one layer: {hours:.1f} hours.\n"
+            "All linear layers of the 4B rounded by inputs instead, told from a block of each weight of one layer: "
+            f"{minutes:.0f} minutes.\n"
         )
     return rows(head, lines) + whole + source(report)
 

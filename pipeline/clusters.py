@@ -8,9 +8,13 @@ price the programme has one row. Its choices are monotone, so each value keeps a
 further on (Galil and Park 1992, doi:10.1016/0304-3975(92)90135-3), and a row takes a few steps a value.
 
 The price is near the loss of an optimal quantizer for that density (Panter and Dite 1951), and the number of clusters
-goes about with its inverse third power, so one to four rows find it. Where the number jumps over k, as it can for
+goes about with its inverse third power. Between a price with too many clusters and one with too few, the price at
+which both cost the same is tried next; so one to four rows find it. Where the number jumps over k, as it can for
 values in a regular grid, the textbook's programme with k rows decides (`by_rows`; Wang and Song 2011,
 doi:10.32614/RJ-2011-015), whose rows are filled by divide and conquer.
+
+All that is compiled and calls one another is in this file, as numba's cache looks only at the file of the function
+that is called: a callee elsewhere would go on as it was after a change.
 """
 
 from __future__ import annotations
@@ -20,8 +24,12 @@ import numpy as np
 
 compiled = numba.njit(nogil=True, cache=True)
 
+KEYS = 1 << 16
+"""Bit patterns of FP16."""
+
+_SORTED = 1 << 14  # values of a group from which a histogram is faster than sorting
 _SPACING = 8  # values from whose distance the density is estimated
-_TRIES = 40  # prices tried; halving a bracket that often leaves nothing of it
+_TRIES = 40  # prices tried
 
 
 @compiled
@@ -126,7 +134,8 @@ def by_price(values, weights, entries):
     sums, n = _sums(values, weights), len(values)
     gain, came = np.empty(n + 1), np.empty(n + 1, np.int64)
     candidates, starts = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
-    price, low, high = _price(values, sums[1], entries), 0.0, np.inf
+    price, more, fewer = _price(values, sums[1], entries), 0, 0
+    least = most = 0.0
     for _ in range(_TRIES):
         count = _at_price(sums, price, gain, came, candidates, starts)
         if count == entries:
@@ -135,13 +144,17 @@ def by_price(values, weights, entries):
             for k in range(entries, 0, -1):
                 borders[k - 1] = came[borders[k]]
             return _centres(sums, borders)
+        if count in (more, fewer) and more and fewer:
+            break  # both are the best at this price, and none between them is
+        cost = gain[n] - price * count
         if count > entries:
-            low = price
+            more, least = count, cost
+            price *= ((count - 0.5) / entries) ** 3
         else:
-            high = price
-        price *= (count / entries) ** 3
-        if not low < price < high:
-            price = low * 2 if high == np.inf else (low + high) / 2
+            fewer, most = count, cost
+            price *= ((count + 0.5) / entries) ** 3
+        if more and fewer:
+            price = (most - least) / (more - fewer)
     return by_rows(values, weights, entries)
 
 
@@ -186,3 +199,103 @@ def by_rows(values, weights, entries):
     for k in range(entries - 1, 0, -1):
         borders[k] = cut[k, borders[k + 1]]
     return _centres(sums, borders)
+
+
+@compiled
+def _key(bits):
+    if bits == 0x8000:  # minus zero is zero
+        bits = 0
+    return 0xFFFF - bits if bits & 0x8000 else bits | 0x8000
+
+
+@compiled
+def add(histogram, bits, importance):
+    """Add the importance of each column to `histogram` (keys,) wherever its FP16 numbers (rows, columns) lie."""
+    for row in range(bits.shape[0]):
+        for column in range(bits.shape[1]):
+            histogram[_key(np.int64(bits[row, column]))] += importance[column]
+
+
+@compiled
+def _sort(keys, weights, more_keys, more_weights):
+    """Sort keys with their weights by one byte after the other; equal keys keep their order."""
+    for shift in (0, 8):
+        places = np.zeros(257, np.int64)
+        for key in keys:
+            places[((key >> shift) & 0xFF) + 1] += 1
+        places = np.cumsum(places)
+        for i in range(len(keys)):
+            digit = (keys[i] >> shift) & 0xFF
+            more_keys[places[digit]], more_weights[places[digit]] = keys[i], weights[i]
+            places[digit] += 1
+        keys, more_keys = more_keys, keys
+        weights, more_weights = more_weights, weights
+
+
+@compiled
+def _sorted(bits, importance, every_value):
+    """The distinct values of a group (rows, columns), rising, and the importance of each."""
+    size = bits.size
+    keys, weights = np.empty(size, np.uint16), np.empty(size)
+    i = 0
+    for row in range(bits.shape[0]):
+        for column in range(bits.shape[1]):
+            keys[i], weights[i] = _key(np.int64(bits[row, column])), importance[column]
+            i += 1
+    _sort(keys, weights, np.empty(size, np.uint16), np.empty(size))
+    values, count = np.empty(size), 0
+    for i in range(size):
+        if i and keys[i] == keys[i - 1]:
+            weights[count - 1] += weights[i]
+            continue
+        values[count], weights[count] = every_value[keys[i]], weights[i]
+        count += 1
+    return values[:count], weights[:count]
+
+
+@compiled
+def distinct(histogram, every_value):
+    """The values that a histogram has counted, rising, and the importance of each."""
+    present = np.flatnonzero(histogram)
+    return every_value[present], histogram[present]
+
+
+@compiled
+def solve(values, weights, entries):
+    """The best table (entries,) for distinct values, rising; where they are too few, the largest fills the rest."""
+    if len(values) <= entries:  # every value has an entry of its own
+        table = np.empty(entries)
+        for i in range(entries):
+            table[i] = values[min(i, len(values) - 1)]
+        return table
+    return by_price(values, weights, entries)
+
+
+@compiled
+def fill_tables(groups, importance, every_value, entries, tables):
+    """Set `tables` (groups, entries) to the best for FP16 numbers (groups, rows, columns)."""
+    for number in range(groups.shape[0]):
+        if groups[number].size < _SORTED:
+            values, weights = _sorted(groups[number], importance, every_value)
+        else:
+            histogram = np.zeros(KEYS)
+            add(histogram, groups[number], importance)
+            values, weights = distinct(histogram, every_value)
+        tables[number] = solve(values, weights, entries)
+
+
+@compiled
+def assign_groups(groups, every_value, tables, indices):
+    """The nearest entry of a rising table for each value, looked up by its key."""
+    of_key = np.empty(KEYS, np.uint8)  # not-a-numbers at both ends get some entry, and are never asked for
+    for number in range(groups.shape[0]):
+        table, start = tables[number], 0
+        for entry in range(len(table)):
+            stop = KEYS
+            if entry + 1 < len(table):
+                stop = np.searchsorted(every_value, (table[entry] + table[entry + 1]) / 2, side="right")
+            of_key[start:stop] = entry
+            start = max(start, stop)
+        for row in range(groups.shape[1]):
+            for column in range(groups.shape[2]):
+                indices[number, row, column] = of_key[_key(np.int64(groups[number, row, column]))]

@@ -10,6 +10,8 @@ Rounding every entry to nearest ignores all of H but its diagonal. Three steps m
 3. `descend`: one entry at a time moves to where e'He is least with all others held (coordinate descent, as in
    QuantEase, arXiv:2309.01885), which may undo what 1 could not foresee.
 
+Taking turns of 2 and 3 again would bring e'He down by one per cent more, in half as much time again.
+
 What an entry may become is a table of rising values, whatever it stands for: a palette of a group of rows, or the
 integers of a row's scale. All arithmetic is in float64 or float32 on fixed shapes: the same inputs, the same bytes.
 """
@@ -38,6 +40,10 @@ weights as rounding would take them, for the sake of directions in which there w
 _WIDE = 4096  # columns beyond which factors are computed in float32
 
 _BATCH = 128  # columns whose updates are made one by one; those behind them follow in one matrix product
+
+_TOGETHER = 16  # rows that descend together: with all their columns they fit a core's cache
+_TILE = 128  # columns of H added together
+_SUMS = 128  # sums of a tile kept at a time, over rows and entries
 
 compiled = numba.njit(nogil=True, cache=True)
 
@@ -86,41 +92,65 @@ def _nearest(table, value):
 
 
 @compiled
+def _is_nearest(table, index, value):
+    """Whether `_nearest` would give `index`."""
+    if index > 0 and not value > (table[index - 1] + table[index]) * np.float32(0.5):
+        return False
+    return index == len(table) - 1 or not value > (table[index] + table[index + 1]) * np.float32(0.5)
+
+
+@compiled
 def _round_batch(work, errors, factor, order, start, tables, group, width, first, out):
     """Round columns `start` onwards of `work` (rows, columns in order) into `out` (rows, columns)."""
-    count = errors.shape[1]
+    count = min(_BATCH, work.shape[1] - start)
+    near = factor[start : start + count, start : start + count].copy()  # small enough for a core's cache
     for row in range(work.shape[0]):
-        mine = tables[(first + row) // group]
+        mine, left = tables[(first + row) // group], work[row, start : start + count]
         for i in range(count):
-            column = order[start + i]
+            column, effect = order[start + i], near[i]
             table = mine[column // width]
-            index = _nearest(table, work[row, start + i])
+            index = _nearest(table, left[i])
             out[row, column] = index
-            error = (work[row, start + i] - table[index]) / factor[start + i, start + i]
+            error = (left[i] - table[index]) / effect[i]
             errors[row, i] = error
             for k in range(i + 1, count):
-                work[row, start + k] -= error * factor[start + i, start + k]
+                left[k] -= error * effect[k]
 
 
 @compiled
 def _descend(weight, residual, h, tables, group, width, first, sweeps, out):
-    """`residual` (rows, columns) is (w - q) H; indices in `out` are changed in place."""
-    columns = weight.shape[1]
-    for row in range(weight.shape[0]):
-        mine = tables[(first + row) // group]
+    """`residual` (rows, columns) is (w - q) H; indices in `out` are changed in place.
+
+    Rows do not know of each other; some go through the columns together, so that a column of `h` serves them all.
+    """
+    rows, columns = weight.shape
+    moving = np.empty(_TOGETHER, np.int64)
+    for top in range(0, rows, _TOGETHER):
+        count = min(_TOGETHER, rows - top)
+        for i in range(count):
+            moving[i] = top + i
         for _ in range(sweeps):
-            moved = False
+            moved = np.zeros(count, np.bool_)
             for column in range(columns):
-                table = mine[column // width]
-                now = table[out[row, column]]
-                index = _nearest(table, now + residual[row, column] / h[column, column])
-                if index != out[row, column]:
-                    step = table[index] - now
-                    out[row, column] = index
+                inputs = h[column]
+                for i in range(count):
+                    row = moving[i]
+                    table, left = tables[(first + row) // group, column // width], residual[row]
+                    index = out[row, column]
+                    best = table[index] + left[column] / inputs[column]
+                    if _is_nearest(table, index, best):  # nearly always
+                        continue
+                    moved[i], out[row, column] = True, _nearest(table, best)
+                    step = table[out[row, column]] - table[index]
                     for k in range(columns):
-                        residual[row, k] -= step * h[column, k]
-                    moved = True
-            if not moved:
+                        left[k] -= step * inputs[k]
+            still = 0
+            for i in range(count):
+                if moved[i]:
+                    moving[still] = moving[i]
+                    still += 1
+            count = still
+            if not count:
                 break
 
 
@@ -132,15 +162,46 @@ def _gather(tables, indices, group, width, out):
 
 
 @compiled
-def _normal_equations(indices, h, target, left, right):
-    """Sums over a group's rows of A'HA and A'Hw, where A (columns, entries) marks each column's entry."""
-    columns = indices.shape[1]
-    for row in range(indices.shape[0]):
+def _add_rows(sums, indices, h, first, last, start):
+    """Set `sums` (rows, entries, tile) to the rows `first` to `last` of a tile of H, added where their indices say."""
+    width = min(_TILE, h.shape[1] - start)
+    sums[:] = 0
+    for k in range(first, last):
+        part = h[k, start : start + width]
+        for row in range(len(indices)):
+            total = sums[row, indices[row, k]]
+            for c in range(width):
+                total[c] += part[c]
+
+
+@compiled
+def _normal_equations(indices, h, target, group, left, right):
+    """Sums over each group's rows of A'HA (groups, entries, entries) and A'Hw; A marks each column's entry.
+
+    As H is symmetric, what lies above its diagonal is added once and counted twice. Rows of H are added where they
+    lie side by side, in tiles that stay in the processor's cache.
+    """
+    rows, columns = indices.shape
+    entries = left.shape[1]
+    together = max(_SUMS // entries, 1)
+    for top in range(0, rows, together):
+        some = indices[top : top + together]
+        sums = np.empty((len(some), entries, _TILE), np.float32)
+        for start in range(0, columns, _TILE):
+            stop = min(start + _TILE, columns)
+            for above in (True, False):
+                _add_rows(sums, some, h, 0 if above else start, start if above else stop, start)
+                for row in range(len(some)):
+                    mine = left[(top + row) // group]
+                    for c in range(stop - start):
+                        index = some[row, start + c]
+                        for entry in range(entries):
+                            mine[entry, index] += sums[row, entry, c]
+                            if above:
+                                mine[index, entry] += sums[row, entry, c]
+    for row in range(rows):
         for column in range(columns):
-            index = indices[row, column]
-            right[index] += target[row, column]
-            for k in range(columns):
-                left[index, indices[row, k]] += h[column, k]
+            right[row // group, indices[row, column]] += target[row, column]
 
 
 def _each(rows: int, multiple: int, job: Callable[[int, int], None]) -> None:
@@ -195,24 +256,24 @@ def refit(
     weight: Floats, inputs: Inputs, tables: Floats, group: int, indices: Indices
 ) -> tuple[Floats, Indices]:
     """Best tables (groups, 1, entries) for given indices, rising and as FP16 holds them, with the indices renumbered."""
-    entries = tables.shape[2]
-    made, target = tables.copy(), (weight @ inputs.h).astype(np.float32)
-    numbers = indices.copy()
+    entries, made, numbers = tables.shape[2], tables.copy(), indices.copy()
+    target = weight @ inputs.h
 
     def job(first: int, last: int) -> None:
-        for start in range(first, last, group):
-            rows = slice(start, start + group)
-            left, right = np.zeros((entries, entries)), np.zeros(entries)
-            _normal_equations(indices[rows], inputs.h, target[rows], left, right)
+        rows, groups = slice(first, last), range(first // group, last // group)
+        lefts, rights = np.zeros((len(groups), entries, entries)), np.zeros((len(groups), entries))
+        _normal_equations(indices[rows], inputs.h, target[rows], group, lefts, rights)
+        for number, left, right in zip(groups, lefts, rights, strict=True):
             used = np.flatnonzero(left.diagonal())
-            best = made[start // group, 0].astype(np.float64)
+            best = made[number, 0].astype(np.float64)
             ridge = 1e-6 * left.diagonal()[used].mean() * np.eye(len(used))
             best[used] = scipy.linalg.solve(
                 left[np.ix_(used, used)] + ridge, right[used] + ridge @ best[used], assume_a="pos"
             )
             ranked = np.argsort(best, kind="stable")
-            made[start // group, 0] = best[ranked].astype(np.float16)
-            numbers[rows] = np.argsort(ranked, kind="stable").astype(np.uint8)[indices[rows]]
+            made[number, 0] = best[ranked].astype(np.float16)
+            mine = slice(number * group, (number + 1) * group)
+            numbers[mine] = np.argsort(ranked, kind="stable").astype(np.uint8)[indices[mine]]
 
     _each(len(weight), group, job)
     return made, numbers

@@ -71,9 +71,6 @@ def pack(values: npt.NDArray[np.integer], bits: int) -> bytes:
 _ROWS = 8  # rows encoded together are a multiple of it, so that a block's packed integers end at a byte
 
 
-_ROUNDS = 3  # of refitting tables and improving indices; a fourth gains less than a hundredth
-
-
 class Float16:
     """Plain FP16: a `const`."""
 
@@ -186,8 +183,8 @@ class Palette:
     def stream(self, name: str, read: Read, inputs: Inputs | None = None) -> Pieces:
         """Exact k-means over the values as FP16 holds them; one table a tensor takes a first pass to count them.
 
-        With `inputs`, squared errors weigh what the columns' inputs are, and indices and the tables of groups are
-        then improved in turn.
+        With `inputs`, squared errors weigh what the columns' inputs are, and the tables of groups are fitted again
+        to the indices that come out.
         """
         entries, whole = 2**self.bits, None
         importance = inputs.importance if inputs else None
@@ -215,11 +212,9 @@ class Palette:
         """Tables (groups, entries) and indices (rows, columns) of a block by its inputs."""
         wide, width = tables.astype(np.float32)[:, None], block.shape[1]
         indices = compensate.compensate(block, inputs, wide, group, width)
-        compensate.descend(block, inputs, wide, group, width, indices)
         if self.group:  # a table of the whole tensor is fixed before the first block
-            for _ in range(_ROUNDS):
-                wide, indices = compensate.refit(block, inputs, wide, group, indices)
-                compensate.descend(block, inputs, wide, group, width, indices)
+            wide, indices = compensate.refit(block, inputs, wide, group, indices)
+        compensate.descend(block, inputs, wide, group, width, indices)
         return wide[:, 0].astype(np.float16), indices
 
 
