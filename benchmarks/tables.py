@@ -144,7 +144,7 @@ def palettes(report: Mapping[str, Any]) -> str:
     ]
     head = ("tensor", "bits", "rows a table", "here", "coremltools", "faster", "squared error against its")
     whole = f"\nAll cases together: {report['times_faster']:.0f} times as fast.\n"
-    if "large_calibrated" in report:
+    if "minutes_whole" in report.get("large_calibrated", {}):
         minutes = report["large_calibrated"]["minutes_whole"]
         whole += (
             "All linear layers of the 4B rounded by inputs instead, told from a block of each weight of one layer: "

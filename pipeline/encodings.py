@@ -212,9 +212,10 @@ class Palette:
         """Tables (groups, entries) and indices (rows, columns) of a block by its inputs."""
         wide, width = tables.astype(np.float32)[:, None], block.shape[1]
         indices = compensate.compensate(block, inputs, wide, group, width)
+        compensate.descend(block, inputs, wide, group, width, indices)
         if self.group:  # a table of the whole tensor is fixed before the first block
             wide, indices = compensate.refit(block, inputs, wide, group, indices)
-        compensate.descend(block, inputs, wide, group, width, indices)
+            compensate.descend(block, inputs, wide, group, width, indices)
         return wide[:, 0].astype(np.float16), indices
 
 
