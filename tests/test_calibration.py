@@ -110,15 +110,19 @@ def test_calibrating_twice_gives_the_same_bytes(tiny_checkpoint, traced, tmp_pat
     }
 
 
-@pytest.fixture
-def case():
-    """A heavy-tailed weight (32, 64) and correlated inputs, some never active."""
+def drawn(columns):
+    """A heavy-tailed weight (32, columns) and correlated inputs, some never active."""
     rng = np.random.default_rng(2)
-    weight = (rng.standard_t(4, size=(32, 64)) * 0.05).astype(np.float32)
-    mixing = rng.normal(size=(64, 64)) * rng.uniform(0.05, 2, size=64)
-    x = rng.normal(size=(400, 64)) @ mixing
+    weight = (rng.standard_t(4, size=(32, columns)) * 0.05).astype(np.float32)
+    mixing = rng.normal(size=(columns, columns)) * rng.uniform(0.05, 2, size=columns)
+    x = rng.normal(size=(400, columns)) @ mixing
     x[:, 5:8] = 0
     return weight, compensate.Inputs((x.T @ x / len(x)).astype(np.float32))
+
+
+@pytest.fixture
+def case():
+    return drawn(64)
 
 
 SCHEMES = [
@@ -142,35 +146,38 @@ def test_outputs_are_nearer_than_with_rounding_to_nearest(case, scheme):
     assert found[False] < 0.5 * found[True]
 
 
-def test_descent_ends_where_no_single_change_helps(case):
-    weight, inputs = case[0][:4], case[1]
+@pytest.mark.parametrize("columns", [64, 304])
+def test_descent_ends_where_no_single_change_helps(columns):
+    weight, inputs = drawn(columns)
+    weight = weight[:4]
     tables = np.sort(np.random.default_rng(4).normal(size=(2, 1, 8)), axis=2).astype(np.float32) * 0.05
-    indices = compensate.compensate(weight, inputs, tables, 2, 64)
-    before = compensate.error(weight, compensate.decoded(tables, indices, 2, 64), inputs)
-    compensate.descend(weight, inputs, tables, 2, 64, indices, sweeps=100)
-    least = compensate.error(weight, compensate.decoded(tables, indices, 2, 64), inputs)
+    indices = compensate.compensate(weight, inputs, tables, 2, columns)
+    before = compensate.error(weight, compensate.decoded(tables, indices, 2, columns), inputs)
+    compensate.descend(weight, inputs, tables, 2, columns, indices, sweeps=100)
+    least = compensate.error(weight, compensate.decoded(tables, indices, 2, columns), inputs)
 
     assert least < before
-    for row, column, entry in itertools.product(range(4), range(0, 64, 5), range(8)):
+    for row, column, entry in itertools.product(range(4), range(0, columns, columns // 12), range(8)):
         other = indices.copy()
         other[row, column] = entry
-        changed = compensate.error(weight, compensate.decoded(tables, other, 2, 64), inputs)
+        changed = compensate.error(weight, compensate.decoded(tables, other, 2, columns), inputs)
         assert changed >= least * (1 - 1e-5)
 
 
-def test_refitting_tables_never_hurts_and_is_a_least_squares_solution(case):
-    weight, inputs = case
-    tables = np.linspace(-0.2, 0.2, 16, dtype=np.float32).reshape(1, 1, 16).repeat(4, 0)
-    indices = compensate.compensate(weight, inputs, tables, 8, 64)
-    before = compensate.error(weight, compensate.decoded(tables, indices, 8, 64), inputs)
-    better, numbers = compensate.refit(weight, inputs, tables, 8, indices)
-    after = compensate.error(weight, compensate.decoded(better, numbers, 8, 64), inputs)
+@pytest.mark.parametrize("columns", [64, 304])  # one tile of H, or several
+def test_refitting_tables_never_hurts_and_is_a_least_squares_solution(columns):
+    weight, inputs = drawn(columns)
+    tables = np.linspace(-0.2, 0.2, 16, dtype=np.float32).reshape(1, 1, 16).repeat(2, 0)
+    indices = compensate.compensate(weight, inputs, tables, 16, columns)
+    before = compensate.error(weight, compensate.decoded(tables, indices, 16, columns), inputs)
+    better, numbers = compensate.refit(weight, inputs, tables, 16, indices)
+    after = compensate.error(weight, compensate.decoded(better, numbers, 16, columns), inputs)
 
     root = np.linalg.cholesky(inputs.h.astype(np.float64))  # e'He is the squared length of e'root
-    group = numbers[:8]
+    group = numbers[:16]
     marks = np.concatenate([np.eye(16)[row].T @ root for row in group], axis=1)
     best = np.linalg.lstsq(
-        marks.T, np.concatenate([w @ root for w in weight[:8].astype(np.float64)]), rcond=None
+        marks.T, np.concatenate([w @ root for w in weight[:16].astype(np.float64)]), rcond=None
     )[0]
     used = np.unique(group)
 
