@@ -69,6 +69,7 @@ UNIFORM: dict[str, dict[str, Scheme]] = {
     "int4 affine, calibrated": {"linear": _aware(_AFFINE4), "embedding": _AFFINE8},
     "palette4, nearest": {"linear": _P4, "embedding": _TABLE4},
     "palette4, calibrated": {"linear": _aware(_P4), "embedding": _TABLE4},
+    "palette4, calibrated, table at 8 bits": {"linear": _aware(_P4), "embedding": _AFFINE8},
     "palette6, nearest": {"linear": _P6, "embedding": _TABLE6},
     "palette6, calibrated": {"linear": _aware(_P6), "embedding": _TABLE6},
 }
