@@ -38,6 +38,12 @@ LENGTHS = (32, 128, 512)
 _METADATA = {"corembed.summary": "measurement"}
 
 
+def used(name: str, *, calibrated: bool) -> params.Variant:
+    """The variant as it is measured."""
+    variant = params.variant(name)
+    return variant if calibrated else variant.uncalibrated()
+
+
 def copy(checkpoint: Path, folder: Path) -> float:
     """Seconds to copy the checkpoint's weights into `folder` and have them on disk; they are deleted again."""
     copies = folder / "copy"
@@ -76,7 +82,7 @@ def step_moments(traced: str, out: str) -> dict[str, Any]:
     folder, random, inputs = Path(out), np.random.default_rng(0), {}
     folder.mkdir()
     for name, weight in read_json(Path(traced) / "trace.json")["weights"].items():
-        if weight["kind"] not in ("linear", "attention", "mlp"):
+        if weight["kind"] != "linear":
             continue
         columns = weight["shape"][1]
         path = folder / f"{columns}.safetensors"
@@ -96,10 +102,9 @@ def step_stream(source: str, traced: str, name: str, layout: str, calibration: s
     from pipeline.calibration import Calibration  # noqa: PLC0415
     from pipeline.kept import Kept  # noqa: PLC0415
 
-    checkpoint, made, variant = Path(source), Traced(Path(traced)), params.variant(name)
+    checkpoint, made = Path(source), Traced(Path(traced))
     moments = Calibration(Path(calibration)) if Path(calibration).exists() else None
-    if moments is None:
-        variant = variant.uncalibrated()
+    variant = used(name, calibrated=moments is not None)
     spans = made.spans(layout, variant)
     folder = Path(tempfile.mkdtemp(prefix="packages-", dir=Path(traced).parent))
     try:
@@ -151,10 +156,6 @@ def main() -> None:
                     "convert_4b", "stream", checkpoint, traced, variant, layout, calibration
                 )
                 print(f"{variant} {layout}: {figures[f'{variant}-{layout}']}", file=sys.stderr)
-
-    def used(variant: params.Variant) -> params.Variant:
-        return variant if chosen.calibrated else variant.uncalibrated()
-
     settings = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     line = {
         "checkpoint_bytes": sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")),
@@ -163,7 +164,7 @@ def main() -> None:
         "max_lengths": LENGTHS,
         "steps": figures,
         "calibrated": chosen.calibrated,
-        "variants": {v: dataclasses.asdict(used(params.variant(v))) for v in chosen.variants},
+        "variants": {v: dataclasses.asdict(used(v, calibrated=chosen.calibrated)) for v in chosen.variants},
         "load_average": os.getloadavg()[0],
     } | describe()
     print(json.dumps(line))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -57,17 +58,18 @@ class Inputs:
         self.h[np.diag_indices(len(self.h))] += np.float32(max(damping * diagonal.mean(), 1e-12))
         self.importance: npt.NDArray[np.float64] = self.h.diagonal().astype(np.float64)
         self.order = np.argsort(-self.importance, kind="stable")
-        self._factor: Floats | None = None
+        self._factor: npt.NDArray[np.floating[Any]] | None = None
 
     @property
-    def factor(self) -> Floats:
-        """Upper Cholesky factor of the inverse of H, in rounding order."""
+    def factor(self) -> npt.NDArray[np.floating[Any]]:
+        """Upper Cholesky factor of the inverse of H, in rounding order; a view whose columns and rows run backwards."""
         if self._factor is None:
             # The inverse's upper factor is the inverse of a factor of H read backwards; H is not inverted. Both steps
             # work in place, in float32 where float64 would take gigabytes.
             kind = np.float64 if len(self.h) <= _WIDE else np.float32
             reverse = self.order[::-1]
-            matrix = np.asfortranarray(self.h[np.ix_(reverse, reverse)], dtype=kind)
+            # As H is symmetric, its transpose is H in Fortran's order.
+            matrix = self.h[np.ix_(reverse, reverse)].astype(kind, copy=False).T
             factorise, invert = scipy.linalg.get_lapack_funcs(("potrf", "trtri"), (matrix,))
             matrix, failed = factorise(matrix, lower=1, clean=1, overwrite_a=1)
             if failed:
@@ -75,7 +77,7 @@ class Inputs:
                     f"the moments of {len(self.h)} inputs are not positive definite (row {failed}); calibrate again"
                 )
             matrix, _ = invert(matrix, lower=1, overwrite_c=1)
-            self._factor = np.ascontiguousarray(matrix[::-1, ::-1], dtype=np.float32)
+            self._factor = matrix[::-1, ::-1]
         return self._factor
 
 
@@ -100,10 +102,12 @@ def _is_nearest(table, index, value):
 
 
 @compiled
-def _round_batch(work, errors, factor, order, start, tables, group, width, first, out):
-    """Round columns `start` onwards of `work` (rows, columns in order) into `out` (rows, columns)."""
-    count = min(_BATCH, work.shape[1] - start)
-    near = factor[start : start + count, start : start + count].copy()  # small enough for a core's cache
+def _round_batch(work, errors, near, order, start, tables, group, width, first, out):
+    """Round columns `start` onwards of `work` (rows, columns in order) into `out` (rows, columns).
+
+    `near` (batch, batch) is what lies of the factor between them, small enough for a core's cache.
+    """
+    count = len(near)
     for row in range(work.shape[0]):
         mine, left = tables[(first + row) // group], work[row, start : start + count]
         for i in range(count):
@@ -227,15 +231,16 @@ def compensate(weight: Floats, inputs: Inputs, tables: Floats, group: int, width
     for start in range(0, weight.shape[1], _BATCH):
         stop = min(start + _BATCH, weight.shape[1])
         errors = np.empty((len(weight), stop - start), np.float32)
+        near = np.ascontiguousarray(factor[start:stop, start:stop], np.float32)
 
-        def job(first: int, last: int, start: int = start, errors: Floats = errors) -> None:
+        def job(
+            first: int, last: int, start: int = start, errors: Floats = errors, near: Floats = near
+        ) -> None:
             rows = slice(first, last)
-            _round_batch(
-                work[rows], errors[rows], factor, order, start, tables, group, width, first, out[rows]
-            )
+            _round_batch(work[rows], errors[rows], near, order, start, tables, group, width, first, out[rows])
 
         _each(len(weight), 1, job)
-        work[:, stop:] -= errors @ factor[start:stop, stop:]
+        work[:, stop:] -= errors @ np.ascontiguousarray(factor[start:stop, stop:], np.float32)
     return out
 
 
