@@ -195,6 +195,7 @@ TABLES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "results": ("README.md", "", lambda _: (REPORTS / "results.md").read_text(encoding="utf-8")),
     "conformance": ("README.md", "conformance", lambda report: table.render(report) + "\n"),
     "conversion-4b": ("docs/qwen3-embedding-4b.md", "4b", conversion),
+    "conversion-4b-calibrated": ("docs/qwen3-embedding-4b.md", "4b_calibrated", conversion),
     "conversion-8b": ("docs/qwen3-embedding-4b.md", "8b", conversion),
     "growth": ("docs/qwen3-embedding-4b.md", "8b", growth),
     "parity-4b": ("docs/qwen3-embedding-4b.md", "4b_parity", parity),

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from pipeline.compensate import Inputs
 from pipeline.errors import PipelineError
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256
 from pipeline.texts import articles, data_file, parity_texts
 
 _SIGNS = list("!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~0123456789 ")
@@ -89,4 +89,10 @@ class Calibration:
             raise PipelineError(
                 f"weight {weight!r} has no calibration in {self.folder}; set calibrated: false for its kind"
             )
-        return Inputs(load_file(self.folder / entry["file"])["moment"])
+        path = self.folder / entry["file"]
+        if not path.exists() or sha256(path) != entry["sha256"]:
+            raise PipelineError(
+                f"{path} is missing, or not what calibration.json says of it: it was cut off or changed; "
+                "run the stage calibrate of the model again"
+            )
+        return Inputs(load_file(path)["moment"])

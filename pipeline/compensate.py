@@ -55,6 +55,11 @@ class Inputs:
     def __init__(self, moment: Floats, damping: float = DAMPING) -> None:
         self.h = moment.astype(np.float32)
         diagonal = self.h.diagonal().astype(np.float64)
+        if not np.isfinite(diagonal).all():
+            raise PipelineError(
+                f"the moments of {len(self.h)} inputs hold NaN or infinite values: an activation overflowed "
+                "on the calibration texts; calibrate again, or set calibrated: false"
+            )
         self.h[np.diag_indices(len(self.h))] += np.float32(max(damping * diagonal.mean(), 1e-12))
         self.importance: npt.NDArray[np.float64] = self.h.diagonal().astype(np.float64)
         self.order = np.argsort(-self.importance, kind="stable")

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +215,29 @@ def test_a_calibrated_variant_is_built_and_without_calibration_refused(tiny_chec
     assert not (tmp_path / "none").exists()
     with pytest.raises(PipelineError, match=r"'embeddings\.x' has no calibration.*calibrated: false"):
         Calibration(traced / "calibration").inputs("embeddings.x")
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_a_damaged_file_of_moments_is_refused(traced, tmp_path, harm):
+    folder = Path(shutil.copytree(traced / "calibration", tmp_path / "calibration"))
+    calibration = Calibration(folder)
+    path = folder / calibration.record["inputs"]["layers.0.output.weight"]["file"]
+    whole = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-9] if harm == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    with pytest.raises(PipelineError, match=rf"{path.name} is missing, or not .*run the stage calibrate"):
+        calibration.inputs("layers.0.output.weight")
+
+
+def test_moments_that_are_no_numbers_are_refused():
+    moment = np.eye(8, dtype=np.float32)
+    moment[3, 3] = np.nan
+
+    with pytest.raises(PipelineError, match="moments of 8 inputs hold NaN"):
+        compensate.Inputs(moment)
 
 
 def test_a_file_of_moments_holds_one_symmetric_matrix(traced):
